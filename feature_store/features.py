@@ -12,6 +12,7 @@ the bits of a stable 64-bit hash (0 is missing there too). Rows of an embedding 
 stored: `recsys.embeddings` derives them, so one version serves every table size.
 """
 
+import re
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
@@ -34,6 +35,8 @@ TIMESTAMP_COLUMN = "__timestamp"
 ROW_COLUMN = "__row"
 """The row's place in the source, 0-based: keeps order, ties and errors traceable to the input."""
 SPLIT_COLUMN = "split"
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+"""Names of features and labels: they name columns, files and tables."""
 SPLITS = ("train", "valid", "test")
 
 
@@ -169,10 +172,10 @@ class FeatureSet(Config):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two features or labels are named {name!r}; names must be unique")
-            if name.startswith("__") or name == SPLIT_COLUMN or "/" in name:
+            if not NAME.fullmatch(name) or name == SPLIT_COLUMN:
                 raise ValueError(
-                    f"feature {name!r}: names starting with '__', the name {SPLIT_COLUMN!r} and"
-                    " names with '/' are reserved"
+                    f"feature {name!r}: a name is a letter followed by letters, digits, '_' and"
+                    f" '-', and is not {SPLIT_COLUMN!r}; give the raw column in `source`"
                 )
         categorical = [f.name for f in self.inputs if isinstance(f, Categorical)]
         label_names = [label.name for label in self.labels]

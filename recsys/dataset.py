@@ -1,0 +1,336 @@
+"""From a version's Arrow data to evenly cut batches, in an order that is a pure function.
+
+The order of an epoch depends on (seed, epoch) alone, never on the number of workers: row groups
+are permuted, read a window at a time, and the rows of a window are permuted. The position in the
+epoch is therefore one integer, the number of rows consumed, and a run resumed with fewer or more
+workers still sees every row exactly once. Every global batch is cut evenly: worker r takes the
+r-th slice, padded with rows of weight zero where the last batch is short, so that all workers
+take the same number of steps and no row is dropped.
+
+Shapes: R rows of a block, B rows of a worker's batch, C single-id fields, F fields, N numbers.
+"""
+
+import math
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from feature_store.features import GROUP_COLUMN, WEIGHT_COLUMN, Layout
+from recsys.batch import Batch
+
+WINDOW_ROWS = 1 << 19
+"""Rows shuffled together; bounds the memory of a reader."""
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A run of rows that is read at once."""
+
+    path: Path
+    index: int
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A list column: row r holds values[offsets[r]:offsets[r + 1]]."""
+
+    values: Tensor
+    offsets: Tensor
+
+    def take(self, rows_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and lengths of some rows, without a loop over them."""
+        starts_B = self.offsets[rows_B]
+        lengths_B = self.offsets[rows_B + 1] - starts_B
+        total = int(lengths_B.sum())
+        ends_B = lengths_B.cumsum(0)
+        shifts_V = torch.repeat_interleave(starts_B - (ends_B - lengths_B), lengths_B)
+        return self.values[torch.arange(total) + shifts_V], lengths_B
+
+
+@dataclass(frozen=True)
+class Block:
+    """Decoded rows as tensors."""
+
+    single_RC: Tensor
+    ragged: dict[str, Ragged]
+    dense_RN: Tensor
+    labels_RT: Tensor
+    weights_R: Tensor
+    groups_R: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the block."""
+        return self.weights_R.numel()
+
+
+def row_groups(files: Sequence[Path]) -> list[RowGroup]:
+    """Every row group of the files, in their order."""
+    return [
+        RowGroup(path, index, metadata.row_group(index).num_rows)
+        for path in files
+        for metadata in [pq.read_metadata(path)]
+        for index in range(metadata.num_row_groups)
+        if metadata.row_group(index).num_rows
+    ]
+
+
+def read_block(groups: Sequence[RowGroup], layout: Layout) -> Block:
+    """Decode row groups, in the order given."""
+    columns = [field.name for field in layout.ids]
+    columns += [*layout.dense, *layout.tasks, WEIGHT_COLUMN, GROUP_COLUMN]
+    tables = []
+    for group in groups:
+        with pq.ParquetFile(group.path) as file:
+            tables.append(file.read_row_group(group.index, columns=columns))
+    table = pa.concat_tables(tables)
+    single = [field.name for field in layout.ids if field.shape == "single"]
+    return Block(
+        single_RC=_matrix(table, single, np.int64),
+        ragged={
+            field.name: _ragged(table.column(field.name))
+            for field in layout.ids
+            if field.shape != "single"
+        },
+        dense_RN=_matrix(table, layout.dense, np.float32),
+        labels_RT=_matrix(table, layout.tasks, np.float32),
+        weights_R=_matrix(table, [WEIGHT_COLUMN], np.float32)[:, 0],
+        groups_R=_matrix(table, [GROUP_COLUMN], np.int64)[:, 0],
+    )
+
+
+def _matrix(table: pa.Table, names: Sequence[str], dtype: type) -> Tensor:
+    matrix = np.empty((table.num_rows, len(names)), dtype=dtype)
+    for column, name in enumerate(names):
+        matrix[:, column] = table.column(name).to_numpy()
+    return torch.from_numpy(matrix)
+
+
+def _ragged(column: pa.ChunkedArray) -> Ragged:
+    lists = column.combine_chunks()
+    if isinstance(lists, pa.ChunkedArray):
+        lists = pa.concat_arrays(lists.chunks)
+    offsets = lists.offsets.to_numpy().astype(np.int64)
+    values = lists.values.to_numpy(zero_copy_only=False).astype(np.int64)
+    return Ragged(torch.from_numpy(values), torch.from_numpy(offsets))
+
+
+class BatchReader:
+    """One worker's batches of one split, epoch by epoch.
+
+    Args:
+        files: the split's Parquet files.
+        layout: columns of an encoded row.
+        batch_size: rows of a *global* batch, over all workers.
+        rank: this worker.
+        world_size: number of workers.
+        shuffle: permute rows; without it they come in the order of the files.
+        seed: of the order.
+        window_rows: rows shuffled together.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        layout: Layout,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        window_rows: int = WINDOW_ROWS,
+    ) -> None:
+        self.groups = row_groups(files)
+        self.layout = layout
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.window_rows = window_rows
+        self.num_rows = sum(group.num_rows for group in self.groups)
+
+    def num_batches(self, start: int = 0) -> int:
+        """Batches of an epoch from row position `start` on; the same on every worker."""
+        return math.ceil((self.num_rows - start) / self.batch_size)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Batches of one epoch, from the row position `start` on.
+
+        After the k-th batch the position is `min(start + k * batch_size, num_rows)`.
+        """
+        pending: list[tuple[Block, Tensor]] = []
+        pending_rows = 0
+        for block, order_R in _ahead(self._windows(epoch, start)):
+            pending.append((block, order_R))
+            pending_rows += order_R.numel()
+            while pending_rows >= self.batch_size:
+                yield self._batch(_cut(pending, self.batch_size))
+                pending_rows -= self.batch_size
+        if pending_rows:
+            yield self._batch(_cut(pending, pending_rows))
+
+    def _windows(self, epoch: int, start: int) -> Iterator[tuple[Block, Tensor]]:
+        """Blocks with the order in which their rows are taken, from row position `start` on."""
+        order = np.arange(len(self.groups))
+        if self.shuffle:
+            np.random.default_rng((self.seed, epoch)).shuffle(order)
+        skip = start
+        for window, groups in enumerate(self._grouped(order)):
+            num_rows = sum(group.num_rows for group in groups)
+            if skip >= num_rows:
+                skip -= num_rows
+                continue
+            rows_R = torch.arange(num_rows)
+            if self.shuffle:
+                generator = np.random.default_rng((self.seed, epoch, window))
+                rows_R = torch.from_numpy(generator.permutation(num_rows))
+            yield read_block(groups, self.layout), rows_R[skip:]
+            skip = 0
+
+    def _grouped(self, order: np.ndarray) -> Iterator[list[RowGroup]]:
+        window: list[RowGroup] = []
+        rows = 0
+        for index in order:
+            group = self.groups[int(index)]
+            if window and rows + group.num_rows > self.window_rows:
+                yield window
+                window, rows = [], 0
+            window.append(group)
+            rows += group.num_rows
+        if window:
+            yield window
+
+    def _batch(self, pieces: list[tuple[Block, Tensor]]) -> Batch:
+        """This worker's slice of a global batch that may span two windows."""
+        global_rows = sum(rows_B.numel() for _, rows_B in pieces)
+        weight_sum = sum(float(block.weights_R[rows_B].sum()) for block, rows_B in pieces)
+        size = math.ceil(global_rows / self.world_size)
+        mine = _slice(pieces, self.rank * size, (self.rank + 1) * size)
+        return self._assemble(mine, size, weight_sum / self.world_size)
+
+    def _assemble(
+        self, pieces: list[tuple[Block, Tensor]], size: int, weight_sum: float
+    ) -> Batch:
+        taken = sum(rows_B.numel() for _, rows_B in pieces)
+        padding = size - taken
+        singles_CB = _padded([b.single_RC[r] for b, r in pieces], padding, self._num_single).t()
+        values: list[Tensor] = []
+        lengths: list[Tensor] = []
+        ones_B = torch.ones(size, dtype=torch.int64)
+        single = iter(singles_CB.contiguous())
+        for field in self.layout.ids:
+            if field.shape == "single":
+                values.append(next(single))
+                lengths.append(ones_B)
+                continue
+            parts = [block.ragged[field.name].take(rows_B) for block, rows_B in pieces]
+            values.extend(part[0] for part in parts)
+            lengths.extend(part[1] for part in parts)
+            lengths.append(torch.zeros(padding, dtype=torch.int64))
+        lengths_FB = torch.cat(lengths).view(len(self.layout.ids), size)
+        return Batch(
+            ids=KeyedJaggedTensor(
+                keys=[field.name for field in self.layout.ids],
+                values=torch.cat(values),
+                lengths=lengths_FB.view(-1),
+                stride=size,
+                # On the host now, so that no device has to be asked for it later.
+                length_per_key=lengths_FB.sum(dim=1).tolist(),
+            ),
+            dense_BN=_padded([b.dense_RN[r] for b, r in pieces], padding, len(self.layout.dense)),
+            labels_BT=_padded([b.labels_RT[r] for b, r in pieces], padding, len(self.layout.tasks)),
+            weights_B=_padded([b.weights_R[r, None] for b, r in pieces], padding, 1)[:, 0],
+            groups_B=_padded([b.groups_R[r, None] for b, r in pieces], padding, 1)[:, 0],
+            weight_sum=torch.tensor(weight_sum),
+        )
+
+    @property
+    def _num_single(self) -> int:
+        return sum(field.shape == "single" for field in self.layout.ids)
+
+
+def _padded(parts: list[Tensor], padding: int, width: int) -> Tensor:
+    """Rows of the parts and `padding` rows of zeros."""
+    if not parts:
+        raise AssertionError("a worker's slice comes with at least one block")
+    if padding:
+        parts = [*parts, parts[0].new_zeros((padding, width))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _cut(pending: list[tuple[Block, Tensor]], size: int) -> list[tuple[Block, Tensor]]:
+    """Take the next `size` rows off the front of what is pending."""
+    taken: list[tuple[Block, Tensor]] = []
+    while size:
+        block, rows = pending[0]
+        taken.append((block, rows[:size]))
+        if rows.numel() > size:
+            pending[0] = (block, rows[size:])
+        else:
+            pending.pop(0)
+        size -= taken[-1][1].numel()
+    return taken
+
+
+def _slice(
+    pieces: list[tuple[Block, Tensor]], start: int, stop: int
+) -> list[tuple[Block, Tensor]]:
+    """Rows start..stop of the pieces laid end to end; an empty slice keeps one block."""
+    sliced = []
+    for block, rows in pieces:
+        part = rows[max(start, 0) : max(stop, 0)]
+        if part.numel():
+            sliced.append((block, part))
+        start -= rows.numel()
+        stop -= rows.numel()
+    return sliced or [(pieces[0][0], pieces[0][1][:0])]
+
+
+_END = object()
+
+
+def _ahead(windows: Iterator[tuple[Block, Tensor]]) -> Iterator[tuple[Block, Tensor]]:
+    """The same windows, the next one read in a thread while the present one is used."""
+    ready: queue.Queue = queue.Queue(maxsize=1)
+    stopped = threading.Event()
+
+    def put(item: object) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for window in windows:
+                if not put(window):
+                    return
+            put(_END)
+        except BaseException as error:  # noqa: BLE001  (raised again in the reader's thread)
+            put(error)
+
+    thread = threading.Thread(target=work, name="window-reader", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not _END:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""From the ids of a batch to vectors by feature name."""

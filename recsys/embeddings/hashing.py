@@ -1,0 +1,40 @@
+"""Stateless mixing of ids into table rows, the same numbers on every device and in every program.
+
+splitmix64 (Steele, Lea and Flood, 2014: the finalizer of SplittableRandom), in wrapping int64
+arithmetic: torch has no unsigned 64-bit arithmetic, and two's complement gives the same bits.
+"""
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_FIRST = 0xBF58476D1CE4E5B9
+_SECOND = 0x94D049BB133111EB
+
+
+def _signed(bits: int) -> int:
+    return bits - (1 << 64) if bits >= 1 << 63 else bits
+
+
+def _xor_shift_right(values: Tensor, bits: int) -> Tensor:
+    """values ^ (values >>> bits): torch's shift keeps the sign, so its copies are masked off."""
+    return values ^ ((values >> bits) & ((1 << (64 - bits)) - 1))
+
+
+def splitmix64(values: Tensor) -> Tensor:
+    """A bijection of the 64-bit integers (int64 in, int64 bits out)."""
+    values = values + _signed(_GOLDEN)
+    values = _xor_shift_right(values, 30) * _signed(_FIRST)
+    values = _xor_shift_right(values, 27) * _signed(_SECOND)
+    return _xor_shift_right(values, 31)
+
+
+def hashed_rows(ids: Tensor, num_embeddings: int | Tensor) -> Tensor:
+    """Row of each id in a table of `num_embeddings` rows; id 0 (missing) keeps row 0 for itself.
+
+    Args:
+        ids: int64, any shape.
+        num_embeddings: rows of the table, at least 2; a tensor gives every id its own table.
+    """
+    positive = (splitmix64(ids) >> 1) & ((1 << 63) - 1)
+    return torch.where(ids == 0, 0, 1 + positive % (num_embeddings - 1))

@@ -1,0 +1,157 @@
+"""Where tables live: the plan over the workers, the sharded model, the plan in a user's words."""
+
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from pydantic import PositiveFloat
+from torch import nn
+from torchrec.distributed.embedding import EmbeddingCollectionSharder
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
+
+from feature_store.config import Config
+from recsys.embeddings.tables import ShardingName, Table
+
+RESHARDABLE: tuple[ShardingName, ...] = ("table_wise", "row_wise")
+"""Sharding types whose optimizer state has one shape, so any of them loads into any other.
+Column-wise shards keep a row-wise accumulator each, data-parallel tables leave the fused
+optimizer: both only where the user asks for them."""
+ACROSS_HOSTS: tuple[ShardingName, ...] = ("table_row_wise",)
+
+
+class TopologyConfig(Config):
+    """What the planner is told about each worker."""
+
+    memory_gib: PositiveFloat | None = None
+    """Memory for tables on each worker; None: what TorchRec assumes for the device."""
+
+
+class RowWiseBagSharder(EmbeddingBagCollectionSharder):
+    """TorchRec lists no row-wise sharding for pooled tables on CPU; over gloo it works exactly."""
+
+    def sharding_types(self, compute_device_type: str) -> list[str]:
+        """TorchRec's types and, on CPU, row-wise."""
+        types = super().sharding_types(compute_device_type)
+        return types if "row_wise" in types else [*types, "row_wise"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One row of an explained plan."""
+
+    table: str
+    num_embeddings: int
+    embedding_dim: int
+    sharding_type: str
+    kernel: str
+    ranks: tuple[int, ...]
+    size_bytes: int
+    """Weights, over all workers; optimizer state comes on top."""
+
+
+def sharders() -> list[ModuleSharder[nn.Module]]:
+    """Sharders for every collection the project uses."""
+    return [RowWiseBagSharder(), EmbeddingCollectionSharder()]
+
+
+def plan(
+    model: nn.Module,
+    tables: SequenceOf[Table],
+    *,
+    device: torch.device,
+    world_size: int,
+    batch_size: int,
+    topology: TopologyConfig = TopologyConfig(),
+) -> ShardingPlan:
+    """The planner's choice for every table, under the tables' own constraints.
+
+    With a process group of several workers the first one's choice is everyone's.
+
+    Args:
+        model: unsharded, its collections anywhere inside.
+        tables: their settings constrain the planner.
+        device: where the workers train.
+        world_size: number of workers.
+        batch_size: rows of one worker's step, for the cost model.
+        topology: memory of a worker.
+
+    Raises:
+        ValueError: nothing fits, with the planner's reason.
+    """
+    memory = None if topology.memory_gib is None else int(topology.memory_gib * 2**30)
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(
+            world_size=world_size,
+            local_world_size=min(world_size, max(1, torch.cuda.device_count()))
+            if device.type == "cuda"
+            else world_size,
+            compute_device=device.type,
+            hbm_cap=memory if device.type == "cuda" else None,
+            ddr_cap=memory if device.type == "cpu" else None,
+        ),
+        batch_size=batch_size,
+        constraints={table.parameter: _constraints(table, device) for table in tables},
+        debug=False,
+    )
+    try:
+        if dist.is_initialized() and world_size > 1:
+            return planner.collective_plan(model, sharders(), dist.GroupMember.WORLD)
+        return planner.plan(model, sharders())
+    except PlannerError as error:
+        raise ValueError(
+            f"no sharding plan fits {world_size} worker(s) on {device.type}:"
+            f" {' '.join(str(error).split())}. Allow more sharding_types, give workers more memory"
+            " (training.topology.memory_gib), make tables smaller, or add workers"
+        ) from error
+
+
+def _constraints(table: Table, device: torch.device) -> ParameterConstraints:
+    settings = table.settings
+    if settings.optimizer == "dense":
+        if settings.sharding_types not in (None, ("data_parallel",)):
+            raise ValueError(
+                f"embeddings of {table.name!r}: optimizer 'dense' keeps the table whole on every"
+                f" worker, so sharding_types {list(settings.sharding_types or ())} cannot apply;"
+                " drop them or take optimizer 'sparse'"
+            )
+        allowed: tuple[ShardingName, ...] = ("data_parallel",)
+    else:
+        allowed = settings.sharding_types or (
+            RESHARDABLE + ACROSS_HOSTS if device.type == "cuda" else RESHARDABLE
+        )
+    return ParameterConstraints(sharding_types=list(allowed), min_partition=4)
+
+
+def shard(
+    model: nn.Module, sharding_plan: ShardingPlan, device: torch.device
+) -> DistributedModelParallel:
+    """The model with its collections sharded and everything else replicated."""
+    return DistributedModelParallel(
+        model, device=device, plan=sharding_plan, sharders=sharders()
+    )
+
+
+def explain(sharding_plan: ShardingPlan, tables: SequenceOf[Table]) -> list[Placement]:
+    """The plan, one row a table, in the tables' order."""
+    chosen = {
+        name: parameter
+        for module_plan in sharding_plan.plan.values()
+        for name, parameter in module_plan.items()  # type: ignore[attr-defined]
+    }
+    return [
+        Placement(
+            table=table.name,
+            num_embeddings=table.num_embeddings,
+            embedding_dim=table.settings.embedding_dim,
+            sharding_type=chosen[table.parameter].sharding_type,
+            kernel=chosen[table.parameter].compute_kernel,
+            ranks=tuple(chosen[table.parameter].ranks or ()),
+            size_bytes=4 * table.num_parameters,
+        )
+        for table in tables
+    ]

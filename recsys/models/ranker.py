@@ -1,0 +1,77 @@
+"""What every ranker is: a module from a batch to logits.
+
+Shapes: B rows, T tasks, W flattened width.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from feature_store.features import Layout
+from recsys.embeddings.collection import SequenceVectors, Vectors
+from recsys.embeddings.tables import Table
+
+
+class ModelInput(Protocol):
+    """What a ranker reads of a batch, in training and in serving alike."""
+
+    ids: object
+    dense_BN: Tensor
+
+
+class EmbeddingModule(Protocol):
+    """Ids to vectors by field name: TorchRec collections in training, plain gathers in serving."""
+
+    tables: tuple[Table, ...]
+
+    def __call__(self, ids: object) -> Vectors: ...
+
+
+class AbstractRanker(nn.Module, ABC):
+    """Embeddings, then `logits`. A ranker never trains, saves or moves itself.
+
+    Attributes:
+        embeddings: replaced by its serving form at export; everything else stays as it is.
+    """
+
+    def __init__(self, layout: Layout, embeddings: nn.Module) -> None:
+        super().__init__()
+        self.layout = layout
+        self.embeddings = embeddings
+
+    def forward(self, batch: ModelInput) -> Tensor:
+        return self.logits(self.embeddings(batch.ids), batch.dense_BN)
+
+    @abstractmethod
+    def logits(self, vectors: Vectors, dense_BN: Tensor) -> Tensor:
+        """(B, T) logits from vectors by field name and the dense numbers."""
+
+
+def embedding_dims(embeddings: EmbeddingModule) -> dict[str, int]:
+    """Width of every field's vectors."""
+    return {
+        field.name: table.settings.embedding_dim
+        for table in embeddings.tables
+        for field in table.fields
+    }
+
+
+def flattened(pooled: list[Tensor], dense_BN: Tensor) -> Tensor:
+    """Vectors and numbers side by side: (B, W)."""
+    return torch.cat([*pooled, dense_BN], dim=1)
+
+
+def pooled_vector(vectors: Vectors, name: str) -> Tensor:
+    """The (B, D) vector of a field that is not a sequence."""
+    vector = vectors[name]
+    assert not isinstance(vector, SequenceVectors), f"{name} is a sequence"
+    return vector
+
+
+def sequence_vectors(vectors: Vectors, name: str) -> SequenceVectors:
+    """The vectors and mask of a sequence field."""
+    vector = vectors[name]
+    assert isinstance(vector, SequenceVectors), f"{name} is not a sequence"
+    return vector

@@ -1,0 +1,69 @@
+"""One training step, in the order it is taught: the file to read first.
+
+Shapes: B rows on this worker, T tasks.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recsys.batch import Batch
+from recsys.models.ranker import AbstractRanker
+from recsys.objectives.click import log_loss
+from recsys.training.optimizers import Optimizers
+
+Precision = Literal["fp32", "bf16"]
+
+
+class StepResult(NamedTuple):
+    """What a step leaves behind, still on the device."""
+
+    loss: Tensor
+    """Scalar: this worker's share; the mean over workers is the global batch's loss."""
+    logits_BT: Tensor
+    batch: Batch
+
+
+class TrainModule(nn.Module):
+    """A ranker and its objective as one module, so that sharding wraps both at once."""
+
+    def __init__(self, ranker: AbstractRanker, precision: Precision = "fp32") -> None:
+        super().__init__()
+        self.ranker = ranker
+        self.precision = precision
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        device = batch.dense_BN.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits_BT = self.ranker(batch)
+        logits_BT = logits_BT.float()
+        loss = log_loss(logits_BT, batch.labels_BT, batch.weights_B, batch.weight_sum)
+        return loss, logits_BT
+
+
+class Step:
+    """Forward, backward, update."""
+
+    def __init__(
+        self, model: nn.Module, optimizers: Optimizers, device: torch.device, seed: int
+    ) -> None:
+        self.model = model
+        self.optimizers = optimizers
+        self.device = device
+        self.seed = seed
+        self.count = 0
+        """Steps done since the beginning of training, over all runs."""
+
+    def progress(self, batches: Iterator[Batch]) -> StepResult:
+        """Train on the next batch; the host does not wait for the device."""
+        batch = next(batches).to(self.device, non_blocking=True)
+        # Random numbers are a function of (seed, step): a resumed run draws the same dropout.
+        torch.manual_seed(self.seed * 1_000_003 + self.count)
+        self.optimizers.zero_grad()
+        loss, logits_BT = self.model(batch)
+        loss.backward()  # sharded tables are updated inside
+        self.optimizers.step()  # everything else
+        self.count += 1
+        return StepResult(loss.detach(), logits_BT.detach(), batch)
