@@ -16,7 +16,7 @@ import re
 from difflib import get_close_matches
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
 from feature_store.config import Config
 
@@ -54,7 +54,7 @@ class Numeric(Config):
     """Subtract the mean and divide by the standard deviation of the training split."""
     num_buckets: Annotated[int, Field(ge=2)] | None = None
     """Turn the number into one of so many quantile buckets of the training split (an id)."""
-    default: float = 0.0
+    default: FiniteFloat = 0.0
     """Stands for a missing, NaN or infinite value, after log1p and standardisation."""
     indicator: bool = False
     """Add the number `<name>__missing`: 1.0 where the raw value was missing, else 0.0."""
@@ -140,9 +140,7 @@ class DatePart(Config):
     """Unit of an integer column; ignored for a datetime column."""
 
 
-Feature = Annotated[
-    Numeric | Categorical | Bag | Sequence | DatePart, Field(discriminator="kind")
-]
+Feature = Annotated[Numeric | Categorical | Bag | Sequence | DatePart, Field(discriminator="kind")]
 
 
 class Label(Config):
@@ -150,7 +148,7 @@ class Label(Config):
 
     name: str = "label"
     source: str | None = None
-    threshold: float | None = None
+    threshold: FiniteFloat | None = None
     """The label is 1 where the source is at least this; without it the source must be 0 or 1."""
 
 

@@ -1,0 +1,341 @@
+"""Fitted features: from raw columns to encoded ones, by one function for every use.
+
+The build of a version, batch scoring and the server all call `FittedFeatures.encode`; nothing else
+in the project turns raw values into ids or numbers, so training and serving cannot differ.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from feature_store import expressions, vocabulary
+from feature_store.columns import (
+    RawColumn,
+    SchemaMismatch,
+    canonical_text,
+    column_type,
+    is_list,
+    require_columns,
+    utc,
+)
+from feature_store.features import (
+    FIRST_ID,
+    GROUP_COLUMN,
+    TIMESTAMP_COLUMN,
+    WEIGHT_COLUMN,
+    Bag,
+    Categorical,
+    DatePart,
+    Feature,
+    FeatureSet,
+    IdField,
+    Label,
+    Layout,
+    Numeric,
+    Sequence,
+    source_of,
+)
+
+__all__ = ["FittedFeatures", "FittedFeaturesMismatch", "RawColumn", "SchemaMismatch"]
+
+FORMAT = 1
+"""Raised with every change of what an encoded column means or of how fitted features are kept."""
+
+_FILE = "features.json"
+_FOLDER = "vocabularies"
+_MAX_PLANS = 64
+
+
+class FittedFeaturesMismatch(ValueError):  # noqa: N818 - a mismatch, as SchemaMismatch
+    """Saved fitted features are incomplete, changed, or of another format."""
+
+
+@dataclass(frozen=True, eq=False)
+class FittedFeatures:
+    """Declared features with all that was learnt from the training split; immutable."""
+
+    feature_set: FeatureSet
+    vocabularies: dict[str, pl.Series]
+    """By name of the categorical or bag: texts in the order of their ids, which start at 2."""
+    boundaries: dict[str, list[float]]
+    """By name of the bucketed numeric: strictly rising cuts, after log1p."""
+    moments: dict[str, tuple[float, float]]
+    """By name of the standardised numeric: mean and standard deviation, after log1p."""
+    columns: tuple[RawColumn, ...]
+    """The raw columns that scoring needs; those of label, weight, group and time are not."""
+    library: str = vocabulary.HASH_LIBRARY
+    """Name and version of the library that hashed the training data."""
+    _plans: dict[tuple[Any, ...], list[pl.Expr]] = field(default_factory=dict, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fitted = (self.feature_set, self.vocabularies, self.boundaries, self.moments)
+        return FittedFeatures, (*fitted, self.columns, self.library)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What an encoded row looks like."""
+        ids: list[IdField] = []
+        dense: list[str] = []
+        for feature in self.feature_set.inputs:
+            if isinstance(feature, Numeric) and feature.num_buckets is None:
+                dense.append(feature.name)
+                if feature.indicator:
+                    dense.append(expressions.indicator_name(feature))
+            else:
+                ids.append(self._id_field(feature))
+        tasks = tuple(label.name for label in self.feature_set.labels)
+        return Layout(ids=tuple(ids), dense=tuple(dense), tasks=tasks)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over everything that decides what a raw row is encoded to."""
+        text = json.dumps(self._description(), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def encode(self, raw: pl.LazyFrame) -> pl.LazyFrame:
+        """The encoded columns of the features, in the order they are declared; rows as they come.
+
+        Args:
+            raw: Has the raw columns of `columns`, in any type that carries the same values (see
+                `feature_store.columns`); further columns are ignored.
+
+        Raises:
+            SchemaMismatch: A column is missing or of a type the feature cannot read.
+        """
+        return raw.select(self.encoders(raw.collect_schema()))
+
+    def encode_targets(self, raw: pl.LazyFrame) -> pl.LazyFrame:
+        """Labels, `__weight`, `__group` and `__timestamp` of the same rows.
+
+        A null or a label that is neither 0 nor 1 is the reader's to reject: it passes through here.
+
+        Raises:
+            SchemaMismatch: A column is missing or of a type that cannot be read.
+        """
+        return raw.select(self.target_encoders(raw.collect_schema()))
+
+    def encoders(self, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
+        """`encode` as expressions over raw columns of these types, to join with others."""
+        sources = {source_of(f): f"feature {f.name!r}" for f in self.feature_set.inputs}
+        require_columns(schema, sources)
+        key = tuple(schema[name] for name in sources)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = [e for f in self.feature_set.inputs for e in self._encoded(f, schema)]
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            self._plans[key] = plan
+        return plan
+
+    def target_encoders(self, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
+        """`encode_targets` as expressions over raw columns of these types."""
+        features = self.feature_set
+        needed = {source_of(label): f"label {label.name!r}" for label in features.labels}
+        for what in ("weight", "group", "timestamp"):
+            if (name := getattr(features, what)) is not None:
+                needed[name] = f"features.{what}"
+        require_columns(schema, needed)
+        return [
+            *(_label(label, schema[source_of(label)]) for label in features.labels),
+            _weight(features.weight, schema).alias(WEIGHT_COLUMN),
+            _group(features.group, schema).alias(GROUP_COLUMN),
+            _timestamp(features.timestamp, schema).alias(TIMESTAMP_COLUMN),
+        ]
+
+    def save(self, folder: Path) -> None:
+        """Write `features.json` and one Arrow file per vocabulary into a folder, made if needed."""
+        (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+        for name, values in self.vocabularies.items():
+            values.to_frame(name).write_ipc(folder / _FOLDER / f"{name}.arrow")
+        description = {**self._description(), "fingerprint": self.fingerprint}
+        text = json.dumps(description, indent=1, allow_nan=False, ensure_ascii=False)
+        (folder / _FILE).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "FittedFeatures":
+        """Read what `save` wrote.
+
+        Raises:
+            FittedFeaturesMismatch: A file is missing, its content is not what was saved, or the
+                folder is of another format.
+            RuntimeError: The installed polars-hash gives other hashes than the reference.
+        """
+        vocabulary.check_hash_library()
+        saved = _read_description(folder)
+        vocabularies = {name: _read_vocabulary(folder, name) for name in saved["vocabularies"]}
+        loaded = cls(
+            feature_set=FeatureSet.model_validate(saved["feature_set"]),
+            vocabularies=vocabularies,
+            boundaries=saved["boundaries"],
+            moments={name: (mean, std) for name, (mean, std) in saved["moments"].items()},
+            columns=tuple(RawColumn.model_validate(column) for column in saved["columns"]),
+            library=saved["library"],
+        )
+        if loaded.fingerprint != saved["fingerprint"]:
+            raise FittedFeaturesMismatch(
+                f"{folder}: the fitted features are not those that were saved: expected the"
+                f" fingerprint {saved['fingerprint']}, found {loaded.fingerprint}; a file was"
+                " changed or replaced, so take the folder from where it was made"
+            )
+        return loaded
+
+    @cached_property
+    def _indexes(self) -> dict[str, pl.Enum]:
+        return {name: vocabulary.index(values) for name, values in self.vocabularies.items()}
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "library": self.library,
+            "feature_set": self.feature_set.model_dump(mode="json"),
+            "columns": [column.model_dump(mode="json") for column in self.columns],
+            "boundaries": self.boundaries,
+            "moments": {name: list(moments) for name, moments in self.moments.items()},
+            "vocabularies": {
+                name: {"values": len(values), "sha256": vocabulary.digest(values)}
+                for name, values in self.vocabularies.items()
+            },
+        }
+
+    def _encoded(self, feature: Feature, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
+        dtype = schema[source_of(feature)]
+        if isinstance(feature, Numeric):
+            if feature.num_buckets is not None:
+                return [expressions.bucket(feature, dtype, self.boundaries[feature.name])]
+            return expressions.number(feature, dtype, self.moments.get(feature.name))
+        if isinstance(feature, DatePart):
+            return [expressions.date_part(feature, dtype)]
+        index = self._indexes.get(_space(feature))
+        if isinstance(feature, Categorical):
+            return [expressions.single_id(feature, dtype, index)]
+        return [expressions.id_list(feature, dtype, index)]
+
+    def _id_field(self, feature: Feature) -> IdField:
+        shape, max_length = "single", None
+        if isinstance(feature, Bag | Sequence):
+            shape, max_length = feature.kind, feature.max_length
+        return IdField(
+            name=feature.name,
+            shape=shape,  # type: ignore[arg-type]
+            side=feature.side,
+            space=_space(feature),
+            cardinality=self._cardinality(feature),
+            max_length=max_length,
+        )
+
+    def _cardinality(self, feature: Feature) -> int | None:
+        if isinstance(feature, Numeric):
+            assert feature.num_buckets is not None, "only bucketed numbers are ids"
+            return feature.num_buckets + FIRST_ID
+        if isinstance(feature, DatePart):
+            smallest, largest = expressions.DATE_PARTS[feature.part]
+            return largest - smallest + 1 + FIRST_ID
+        values = self.vocabularies.get(_space(feature))
+        return None if values is None else len(values) + FIRST_ID
+
+
+def raw_columns(
+    feature_set: FeatureSet, schema: Mapping[str, pl.DataType], nullable: Iterable[str]
+) -> tuple[RawColumn, ...]:
+    """The raw columns that scoring needs, in the order the features name them.
+
+    Args:
+        feature_set: The declared features.
+        schema: Names and types of the training data.
+        nullable: Names of the columns that have nulls there.
+    """
+    with_nulls = set(nullable)
+    names = dict.fromkeys(source_of(feature) for feature in feature_set.inputs)
+    return tuple(
+        RawColumn(
+            name=name,
+            type=column_type(name, schema[name]),
+            nullable=name in with_nulls,
+        )
+        for name in names
+    )
+
+
+def _space(feature: Feature) -> str:
+    """Name of the feature whose ids a feature has: its own, or a sequence's `of`."""
+    return feature.of if isinstance(feature, Sequence) else feature.name
+
+
+def _label(label: Label, dtype: pl.DataType) -> pl.Expr:
+    if not (dtype.is_numeric() or isinstance(dtype, pl.Boolean)):
+        raise SchemaMismatch(
+            f"label {label.name!r} needs a number or a bool, but {source_of(label)!r} has the"
+            f" type {dtype}; declare the column as int, float or bool"
+        )
+    value = pl.col(source_of(label))
+    if label.threshold is not None:
+        value = value.cast(pl.Float64) >= label.threshold
+    return value.cast(pl.Float32).alias(label.name)
+
+
+def _weight(name: str | None, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    if name is None:
+        return pl.lit(1.0, pl.Float32)
+    if not schema[name].is_numeric():
+        raise SchemaMismatch(f"features.weight: {name!r} has the type {schema[name]}, not a number")
+    return pl.col(name).cast(pl.Float32)
+
+
+def _group(name: str | None, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    if name is None:
+        return pl.lit(0, pl.Int64)
+    if is_list(schema[name]):
+        raise SchemaMismatch(f"features.group: {name!r} holds lists; expected one value a row")
+    column_type(name, schema[name])
+    return vocabulary.hash_ids(canonical_text(pl.col(name), schema[name]))
+
+
+def _timestamp(name: str | None, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+    """The time as an integer: microseconds of datetimes and dates, else the number rounded down."""
+    if name is None:
+        return pl.lit(0, pl.Int64)
+    dtype, value = schema[name], pl.col(name)
+    if isinstance(dtype, pl.Datetime):
+        return utc(value, dtype).cast(pl.Datetime("us")).cast(pl.Int64)
+    if isinstance(dtype, pl.Date):
+        return value.cast(pl.Datetime("us")).cast(pl.Int64)
+    if dtype.is_float() or dtype.is_decimal():
+        return value.cast(pl.Float64).floor().cast(pl.Int64)
+    if dtype.is_integer():
+        return value.cast(pl.Int64)
+    raise SchemaMismatch(
+        f"features.timestamp: {name!r} has the type {dtype};"
+        " expected a datetime, a date or a number"
+    )
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / _FILE
+    if not path.is_file():
+        raise FittedFeaturesMismatch(f"{folder} holds no fitted features: {_FILE} is missing")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FittedFeaturesMismatch(f"{path} is damaged: {error}") from error
+    found = saved.get("format") if isinstance(saved, dict) else None
+    if found != FORMAT:
+        raise FittedFeaturesMismatch(
+            f"{path} is of format {found}, this program reads format {FORMAT}; build it again"
+        )
+    return saved
+
+
+def _read_vocabulary(folder: Path, name: str) -> pl.Series:
+    path = folder / _FOLDER / f"{name}.arrow"
+    if not path.is_file():
+        raise FittedFeaturesMismatch(f"{folder}: the vocabulary {path.name!r} is missing")
+    try:
+        return pl.read_ipc(path).get_column(name)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise FittedFeaturesMismatch(f"{path} is damaged: {error}") from error
