@@ -142,7 +142,7 @@ class FittedFeatures:
                 needed[name] = f"features.{what}"
         require_columns(schema, needed)
         return [
-            *(_label(label, schema[source_of(label)]) for label in features.labels),
+            *(label_value(label, schema[source_of(label)]) for label in features.labels),
             _weight(features.weight, schema).alias(WEIGHT_COLUMN),
             _group(features.group, schema).alias(GROUP_COLUMN),
             _timestamp(features.timestamp, schema).alias(TIMESTAMP_COLUMN),
@@ -267,7 +267,12 @@ def _space(feature: Feature) -> str:
     return feature.of if isinstance(feature, Sequence) else feature.name
 
 
-def _label(label: Label, dtype: pl.DataType) -> pl.Expr:
+def label_value(label: Label, dtype: pl.DataType) -> pl.Expr:
+    """A label as float32: 1.0 or 0.0 where there is a threshold, else the number itself.
+
+    Raises:
+        SchemaMismatch: The raw column holds neither numbers nor bools.
+    """
     if not (dtype.is_numeric() or isinstance(dtype, pl.Boolean)):
         raise SchemaMismatch(
             f"label {label.name!r} needs a number or a bool, but {source_of(label)!r} has the"

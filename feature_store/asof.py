@@ -1,0 +1,185 @@
+"""Point in time: what was known of a user just before each event.
+
+A history holds the rows of the same `by` value with a strictly earlier timestamp, so neither the
+present row nor another of the same instant, let alone a later one, can enter it. Every row's past
+is a slice of one array of events sorted by (by, timestamp, row): two integers a row say where it
+lies, and the lists themselves are made batch by batch as the table streams through.
+"""
+
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
+from typing import TypeVar
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from feature_store.columns import SchemaMismatch, is_list, require_columns
+from feature_store.encoding import label_value
+from feature_store.features import ROW_COLUMN, FeatureSet, History, Label, Sequence, source_of
+
+Frame = TypeVar("Frame", pl.LazyFrame, pl.DataFrame)
+
+
+def histories(raw: Frame, feature_set: FeatureSet) -> Frame:
+    """The raw rows with one list column more per sequence that has a history.
+
+    The column is named by the sequence's source, has the type of the `of` feature's raw column, is
+    oldest first (ties in time in source order) and holds at most `max_length` of the most recent
+    values. Rows without a value, `by` or timestamp enter no history; rows without a `by` or a
+    timestamp have an empty one.
+
+    Args:
+        raw: All rows of the log, with `__row`. A lazy frame must give the same rows in the same
+            order whenever it is read: it is read once here, for the columns of the histories.
+        feature_set: The declared features.
+
+    Raises:
+        SchemaMismatch: A column is missing or of a wrong type, or a history's column is already
+            there.
+    """
+    sequences = [f for f in feature_set.inputs if isinstance(f, Sequence) and f.history]
+    if not sequences:
+        return raw
+    log = _log(raw.lazy(), feature_set, sequences)
+    orders = {by: _Order(log, by) for by in dict.fromkeys(_history(s).by for s in sequences)}
+    slices: dict[str, np.ndarray] = {}
+    lists: list[pl.Expr] = []
+    for sequence in sequences:
+        values, begin, length = _past(log, orders[_history(sequence).by], sequence)
+        names = [f"__begin {sequence.name}", f"__length {sequence.name}"]
+        slices |= dict(zip(names, (begin, length), strict=True))
+        # The one Python function on the way: numpy and Arrow on whole batches, never on rows.
+        gathered = pl.map_batches(
+            names, _gather(values), return_dtype=pl.List(values.dtype), is_elementwise=True
+        )
+        lists.append(gathered.alias(source_of(sequence)))
+    wide = pl.concat([raw.lazy(), pl.DataFrame(slices).lazy()], how="horizontal")
+    result = wide.with_columns(lists).drop(list(slices))
+    return result.collect() if isinstance(raw, pl.DataFrame) else result
+
+
+class _Order:
+    """The rows of a log by (by, time, row), and where each one's user and instant begin."""
+
+    def __init__(self, log: pl.DataFrame, by: str) -> None:
+        keys = [f"by {by}", "time"]
+        self.rows = log.select(pl.arg_sort_by([*keys, ROW_COLUMN])).to_series().to_numpy()
+        ordered = log.select(keys)[self.rows]
+        users, times = ordered.get_columns()
+        new_user = _changes(users)
+        self.user_starts = _starts(new_user)
+        self.instant_starts = _starts(new_user | _changes(times))
+        self.usable = (users.is_not_null() & times.is_not_null()).to_numpy()
+
+
+def _past(
+    log: pl.DataFrame, order: _Order, sequence: Sequence
+) -> tuple[pl.Series, np.ndarray, np.ndarray]:
+    """The values that enter, sorted; and per raw row the begin and the length of its slice."""
+    values = log.get_column(f"value {sequence.name}").gather(order.rows)
+    enters = log.get_column(f"enters {sequence.name}").gather(order.rows).to_numpy() & order.usable
+    before = np.cumsum(enters) - enters
+    end = before[order.instant_starts]
+    begin = np.maximum(before[order.user_starts], end - sequence.max_length)
+    length = np.where(order.usable, end - begin, 0)
+    begin_by_row, length_by_row = np.empty_like(begin), np.empty_like(length)
+    begin_by_row[order.rows], length_by_row[order.rows] = begin, length
+    return values.filter(pl.Series(enters)), begin_by_row, length_by_row
+
+
+def _gather(values: pl.Series) -> Callable[[Items[pl.Series]], pl.Series]:
+    """From begins and lengths to the list column of the values they cut out."""
+
+    def lists(bounds: Items[pl.Series]) -> pl.Series:
+        begin, length = (bound.to_numpy() for bound in bounds)
+        offsets = np.concatenate([[0], np.cumsum(length)])
+        index = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], length)
+        flat = values.gather(index).to_arrow(compat_level=pl.CompatLevel.newest())
+        cut = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), flat)
+        return pl.Series(bounds[0].name, cut, dtype=pl.List(values.dtype))
+
+    return lists
+
+
+def _changes(sorted_values: pl.Series) -> np.ndarray:
+    """True where a value differs from the one before it, and at the first."""
+    runs = sorted_values.rle_id().to_numpy()
+    return np.diff(runs, prepend=-1) != 0
+
+
+def _starts(changes: np.ndarray) -> np.ndarray:
+    """For every position, the last position at or before it where there was a change."""
+    return np.maximum.accumulate(np.where(changes, np.arange(len(changes)), 0))
+
+
+def _log(raw: pl.LazyFrame, feature_set: FeatureSet, sequences: Items[Sequence]) -> pl.DataFrame:
+    """What histories need of the raw rows: `by`, time, values, and whether each may enter."""
+    schema = raw.collect_schema()
+    assert feature_set.timestamp is not None, "FeatureSet demands a timestamp for histories"
+    _check(schema, feature_set, sequences)
+    time = pl.col(feature_set.timestamp)
+    if schema[feature_set.timestamp].is_float():
+        time = time.fill_nan(None)
+    chosen = {ROW_COLUMN: pl.col(ROW_COLUMN), "time": time}
+    for sequence in sequences:
+        by, item = _history(sequence).by, source_of(feature_set.feature(sequence.of))
+        value, present = _value(item, schema[item])
+        label = _label(feature_set, sequence)
+        if label is not None:
+            present &= (label_value(label, schema[source_of(label)]) == 1.0).fill_null(False)
+        chosen[f"by {by}"] = pl.col(by)
+        chosen[f"value {sequence.name}"] = value
+        chosen[f"enters {sequence.name}"] = present
+    expressions = [expression.alias(name) for name, expression in chosen.items()]
+    return raw.select(expressions).collect(engine="streaming")
+
+
+def _value(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+    """A categorical raw value, and whether there is one: not null, NaN or the empty text."""
+    value = pl.col(name)
+    if isinstance(dtype, pl.Categorical | pl.Enum):
+        value = value.cast(pl.String)
+    if isinstance(dtype, pl.String | pl.Categorical | pl.Enum):
+        return value, (value != "").fill_null(False)
+    if dtype.is_float():
+        return value, value.is_finite().fill_null(False)
+    return value, value.is_not_null()
+
+
+def _check(
+    schema: Mapping[str, pl.DataType], feature_set: FeatureSet, sequences: Items[Sequence]
+) -> None:
+    needed = {ROW_COLUMN: "the log", str(feature_set.timestamp): "features.timestamp"}
+    for sequence in sequences:
+        label = _label(feature_set, sequence)
+        needed[_history(sequence).by] = f"history.by of the sequence {sequence.name!r}"
+        needed[source_of(feature_set.feature(sequence.of))] = f"the sequence {sequence.name!r}"
+        if label is not None:
+            needed[source_of(label)] = f"history.where of the sequence {sequence.name!r}"
+    require_columns(schema, needed)
+    written: set[str] = set()
+    for sequence in sequences:
+        by, name = _history(sequence).by, source_of(sequence)
+        if is_list(schema[by]):
+            raise SchemaMismatch(
+                f"sequence {sequence.name!r}: history.by is {by!r}, which holds lists; expected"
+                " one value a row, such as the user"
+            )
+        if name in schema or name in written:
+            raise SchemaMismatch(
+                f"sequence {sequence.name!r} writes its history to the column {name!r}, which is"
+                " already there; give the sequence another source, or drop its history to read"
+                " that column"
+            )
+        written.add(name)
+
+
+def _history(sequence: Sequence) -> History:
+    assert sequence.history is not None, "only sequences with a history are gathered"
+    return sequence.history
+
+
+def _label(feature_set: FeatureSet, sequence: Sequence) -> Label | None:
+    where = _history(sequence).where
+    return next((label for label in feature_set.labels if label.name == where), None)

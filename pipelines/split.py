@@ -1,0 +1,249 @@
+"""Train, validation and test rows: by time, by each user's own chronology, or at random."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import polars as pl
+import polars_hash  # noqa: F401 - registers the `nchash` namespace of expressions
+from pydantic import Field, NonNegativeInt, model_validator
+
+from feature_store.columns import SchemaMismatch, require_columns, utc
+from feature_store.config import Config
+from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Moment = int | float | datetime
+
+_TRAIN, _VALID, _TEST = range(3)
+_PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
+
+
+class SplitConfig(Config):
+    """How rows are shared out; `train` gets what `valid` and `test` leave."""
+
+    by: Literal["time", "user", "random"] = "random"
+    """time: the latest rows are test, those before them valid. user: the same within the rows of
+    each user. random: by a stable hash of the row's place in the source and the seed."""
+    test: Share = 0.1
+    """Share of the rows; for `user`, of each user's rows, rounded up."""
+    valid: Share = 0.1
+    """Share of the rows; for `user`, of each user's rows, rounded up."""
+    user: str | None = None
+    """Raw column of the user for `by: user`; features.group if absent."""
+    seed: NonNegativeInt = 0
+    """For `by: random`."""
+    valid_from: Moment | None = None
+    """For `by: time`, instead of shares: the first time of the validation rows, in the timestamp's
+    own unit or as a date with time (UTC if it names no zone). Absent: no validation rows."""
+    test_from: Moment | None = None
+    """The first time of the test rows, likewise."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SplitConfig":
+        if self.test + self.valid >= 1.0:
+            raise ValueError(
+                f"split: test {self.test} and valid {self.valid} leave no training rows; their sum"
+                " must be below 1"
+            )
+        if self.valid_from is None and self.test_from is None:
+            return self
+        if self.by != "time":
+            raise ValueError("split: valid_from and test_from need by: time")
+        shares = sorted({"valid", "test"} & self.model_fields_set)
+        if shares:
+            raise ValueError(
+                f"split: {' and '.join(shares)} cannot be given beside valid_from or test_from;"
+                " use either shares or times"
+            )
+        if self.valid_from is not None and self.test_from is not None:
+            if isinstance(self.valid_from, datetime) != isinstance(self.test_from, datetime):
+                raise ValueError("split: valid_from and test_from must be of the same type")
+            if _comparable(self.valid_from) >= _comparable(self.test_from):
+                raise ValueError("split: valid_from must be earlier than test_from")
+        return self
+
+
+def split(raw: pl.LazyFrame, config: SplitConfig, feature_set: FeatureSet) -> pl.LazyFrame:
+    """The raw rows with the column `split`: "train", "valid" or "test".
+
+    By shares of time and by user, the columns that decide are read once here; rows of one instant
+    never lie on both sides of a cut in time.
+
+    Args:
+        raw: The rows with `__row`. It must give the same rows in the same order whenever read.
+        config: How to share them out.
+        feature_set: Names the timestamp.
+
+    Raises:
+        SchemaMismatch: A column is missing or of a wrong type.
+        ValueError: Null timestamps, or times that leave a split without rows.
+    """
+    schema = raw.collect_schema()
+    require_columns(schema, {ROW_COLUMN: "a split"})
+    if config.by == "random":
+        return raw.with_columns(_by_hash(config).alias(SPLIT_COLUMN))
+    time, unit = _time(schema, config, feature_set)
+    if config.by == "time":
+        return raw.with_columns(_by_time(raw, time, unit, config).alias(SPLIT_COLUMN))
+    parts = _by_user(raw, time, _user_column(schema, config, feature_set), config)
+    named = pl.col(SPLIT_COLUMN).cast(pl.Enum(SPLITS)).cast(pl.String)
+    wide = pl.concat([raw, parts.to_frame(SPLIT_COLUMN).lazy()], how="horizontal")
+    return wide.with_columns(named)
+
+
+def _by_hash(config: SplitConfig) -> pl.Expr:
+    text = pl.col(ROW_COLUMN).cast(pl.String)
+    bits = text.nchash.xxhash64(seed=config.seed)  # type: ignore[attr-defined]
+    place = bits.cast(pl.Float64) / 2.0**64
+    return (
+        pl.when(place < config.test)
+        .then(pl.lit("test"))
+        .when(place < config.test + config.valid)
+        .then(pl.lit("valid"))
+        .otherwise(pl.lit("train"))
+    )
+
+
+def _by_time(raw: pl.LazyFrame, time: pl.Expr, unit: str, config: SplitConfig) -> pl.Expr:
+    times = _sorted_times(raw, time)
+    if config.valid_from is None and config.test_from is None:
+        valid_from, test_from = _cuts(times, config)
+    else:
+        valid_from, test_from = (_number(m, unit) for m in (config.valid_from, config.test_from))
+    _require_rows(times, {"valid": valid_from, "test": test_from})
+    part = pl.lit("train")
+    if valid_from is not None:
+        part = pl.when(time >= valid_from).then(pl.lit("valid")).otherwise(part)
+    if test_from is not None:
+        part = pl.when(time >= test_from).then(pl.lit("test")).otherwise(part)
+    return part
+
+
+def _cuts(times: np.ndarray, config: SplitConfig) -> tuple[float | None, float | None]:
+    """The first times of the validation and of the test rows; None for a share of zero."""
+    valid_from = test_from = None
+    end = len(times)
+    if config.test:
+        end = _cut(times, end, config.test * len(times))
+        test_from = times[end].item()
+    if config.valid:
+        valid_from = times[_cut(times, end, config.valid * len(times))].item()
+    return valid_from, test_from
+
+
+def _cut(times: np.ndarray, end: int, rows: float) -> int:
+    """Where the last `rows` of times[:end] begin, moved to the nearest change of the time.
+
+    The last instant always comes after the cut, and one instant before it where there are two.
+    """
+    place = min(max(end - round(rows), 0), end - 1)
+    first = int(np.searchsorted(times[:end], times[place], "left"))
+    after = int(np.searchsorted(times[:end], times[place], "right"))
+    if after < end and (first == 0 or after - place < place - first):
+        return after
+    return first
+
+
+def _require_rows(times: np.ndarray, cuts: Mapping[str, float | None]) -> None:
+    starts = [np.searchsorted(times, cut) for cut in cuts.values() if cut is not None]
+    rows = np.diff([0, *starts, len(times)])
+    names = ["train", *(name for name, cut in cuts.items() if cut is not None)]
+    empty = [name for name, count in zip(names, rows, strict=True) if count <= 0]
+    if empty:
+        raise ValueError(
+            f"split by time leaves no rows for {' and '.join(empty)}: {len(times)} rows at"
+            f" {len(np.unique(times))} distinct times, cut at {dict(cuts)}; choose other shares or"
+            " times, or split by user or at random"
+        )
+
+
+def _sorted_times(raw: pl.LazyFrame, time: pl.Expr) -> np.ndarray:
+    times = raw.select(time.alias("time")).collect(engine="streaming").to_series()
+    return _complete(times).sort().to_numpy()
+
+
+def _by_user(raw: pl.LazyFrame, time: pl.Expr, user: str, config: SplitConfig) -> pl.Series:
+    """The number of every row's split in SPLITS, in the order of the rows."""
+    keys = raw.select(user=pl.col(user), time=time, row=ROW_COLUMN).collect(engine="streaming")
+    _complete(keys.get_column("time"))
+    order = keys.select(pl.arg_sort_by(["user", "time", "row"])).to_series().to_numpy()
+    runs = keys.get_column("user").gather(order).rle_id().to_numpy()
+    counts = np.bincount(runs)
+    from_end = np.cumsum(counts)[runs] - np.arange(len(runs))
+    num_test, num_valid = (
+        _rounded_up(share * counts)[runs] for share in (config.test, config.valid)
+    )
+    part = np.where(from_end <= num_test, _TEST, _TRAIN)
+    part[(from_end > num_test) & (from_end <= num_test + num_valid)] = _VALID
+    by_row = np.empty(len(order), np.uint8)
+    by_row[order] = part
+    return pl.Series(by_row)
+
+
+def _rounded_up(rows: np.ndarray) -> np.ndarray:
+    """Rounded up, but for the noise of the product: 0.1 x 30 is 3, not 3.0000000000000004."""
+    return np.ceil(np.round(rows, 9)).astype(np.int64)
+
+
+def _complete(times: pl.Series) -> pl.Series:
+    missing = times.null_count() + (int(times.is_nan().sum()) if times.dtype.is_float() else 0)
+    if missing:
+        raise ValueError(
+            f"split: {missing} of {len(times)} rows have no timestamp, so they belong to no split"
+            " in time; reject or repair them, or split at random"
+        )
+    return times
+
+
+def _time(
+    schema: Mapping[str, pl.DataType], config: SplitConfig, feature_set: FeatureSet
+) -> tuple[pl.Expr, str]:
+    """The timestamp as a number and its unit: s, ms, us or ns of a datetime, "" of a number."""
+    name = feature_set.timestamp
+    if name is None:
+        raise ValueError(f"split by {config.by} needs features.timestamp: name the raw column")
+    require_columns(schema, {name: "features.timestamp"})
+    dtype, value = schema[name], pl.col(name)
+    if isinstance(dtype, pl.Date):
+        return value.cast(pl.Datetime("us")).cast(pl.Int64), "us"
+    if isinstance(dtype, pl.Datetime):
+        return utc(value, dtype).cast(pl.Int64), dtype.time_unit
+    if dtype.is_integer() or dtype.is_float():
+        return value, ""
+    raise SchemaMismatch(
+        f"features.timestamp: {name!r} has the type {dtype};"
+        " expected a datetime, a date or a number"
+    )
+
+
+def _number(moment: Moment | None, unit: str) -> float | None:
+    """A configured time in the unit of the timestamp."""
+    if moment is None:
+        return None
+    if isinstance(moment, datetime) != bool(unit):
+        raise ValueError(
+            f"split: the time {moment!r} does not fit the timestamp, which holds"
+            f" {'dates' if unit else 'numbers'}; write it the same way"
+        )
+    if not isinstance(moment, datetime):
+        return moment
+    since = _comparable(moment) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(microseconds=1) * _PER_SECOND[unit] // 10**6
+
+
+def _comparable(moment: Moment) -> Any:
+    if isinstance(moment, datetime) and moment.tzinfo is None:
+        return moment.replace(tzinfo=UTC)
+    return moment
+
+
+def _user_column(
+    schema: Mapping[str, pl.DataType], config: SplitConfig, feature_set: FeatureSet
+) -> str:
+    user = config.user or feature_set.group
+    if user is None:
+        raise ValueError("split by user needs the user's column: set split.user or features.group")
+    require_columns(schema, {user: "split.user"})
+    return user
