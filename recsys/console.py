@@ -1,0 +1,164 @@
+"""What a user sees while a command works: bars on a terminal, plain lines everywhere else.
+
+Progress and errors go to stderr; results go to stdout, so that they can be piped.
+"""
+
+import sys
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Reporter:
+    """Takes `(stage, message, done, total)` from whatever works and shows it.
+
+    On a terminal each stage is one line that moves; elsewhere (a log, CI) a line when a stage
+    begins, when it ends, and every few seconds in between.
+    """
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._bars = _bars(self._console) if self._console.is_terminal else None
+        self._task: TaskID | None = None
+        self._stage: str | None = None
+        self._started = self._shown = 0.0
+        self._first = 0
+        self._last_line = ""
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(
+        self, stage: str, message: str, done: int | None = None, total: int | None = None
+    ) -> None:
+        """Show where a stage stands; `total` None: nobody knows yet."""
+        is_new = stage != self._stage
+        if is_new:
+            self._stage, self._first = stage, done or 0
+            self._started = time.monotonic()
+        if self._bars is None:
+            self._show_line(stage, message, done, total, is_new=is_new)
+        else:
+            self._show_bar(self._bars, stage, message, done, total, is_new=is_new)
+
+    def _show_bar(
+        self,
+        bars: Progress,
+        stage: str,
+        message: str,
+        done: int | None,
+        total: int | None,
+        *,
+        is_new: bool,
+    ) -> None:
+        if is_new and self._task is not None:
+            bars.stop_task(self._task)
+        if is_new or self._task is None:
+            self._task = bars.add_task(stage, total=total, completed=done or 0, note=message)
+            return
+        bars.update(self._task, total=total, completed=done, note=message)
+
+    def _show_line(
+        self, stage: str, message: str, done: int | None, total: int | None, *, is_new: bool
+    ) -> None:
+        now = time.monotonic()
+        is_over = done is not None and done == total
+        if not (is_new or is_over or done is None) and now - self._shown < SECONDS_BETWEEN_LINES:
+            return
+        parts = [f"{stage:<9}"]
+        if done is not None:
+            parts.append(f"{done:,}/{total:,}" if total is not None else f"{done:,}")
+        parts.append(message)
+        left = self._seconds_left(done, total, now)
+        if left is not None and not is_over:
+            parts.append(f"{duration(left)} left")
+        line = "  ".join(part for part in parts if part)
+        if line != self._last_line:
+            self._console.print(Text(line), soft_wrap=True)
+        self._last_line, self._shown = line, now
+
+    def _seconds_left(self, done: int | None, total: int | None, now: float) -> float | None:
+        if done is None or total is None or done <= self._first:
+            return None
+        return (total - done) * (now - self._started) / (done - self._first)
+
+
+def _bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def show_error(message: str) -> None:
+    """A user's error: red, whole, and safe to copy (no box, no wrapping inside words)."""
+    Console(stderr=True, highlight=False).print(Text(f"error: {message}", "red"), soft_wrap=True)
+
+
+def show(text: str = "") -> None:
+    """One line of a result."""
+    Console(file=sys.stdout, highlight=False).print(Text(text), soft_wrap=True)
+
+
+def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A small table of a result; columns of numbers are aligned to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index, name in enumerate(header):
+        numeric = all(_is_number(row[index]) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console = Console(file=sys.stdout, highlight=False)
+    # A log has no width of its own: never cut a table to a terminal that is not there.
+    console.print(table, width=None if console.is_terminal else 200)
+    console.print()
+
+
+def _is_number(cell: str) -> bool:
+    return cell in ("", "-") or cell.lstrip("+-").replace(",", "").split(" ")[0][:1].isdigit()
+
+
+def size(num_bytes: int) -> str:
+    """Bytes in the unit that fits: `1.5 MiB`."""
+    value = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024 or unit == "GiB":
+            break
+        value /= 1024
+    return f"{num_bytes} B" if unit == "B" else f"{value:.1f} {unit}"
