@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 from torchrec.modules.embedding_configs import EmbeddingBagConfig, EmbeddingConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
@@ -32,14 +33,27 @@ Vectors = dict[str, Tensor | SequenceVectors]
 
 
 class Embeddings(nn.Module):
-    """All tables: pooled fields in one collection, tables with a sequence in another."""
+    """All tables: pooled fields in one collection, tables with a sequence in another.
+
+    Tables that are whole on every worker are ordinary parameters beside the collections: FBGEMM's
+    data-parallel kernel has no unpooled look-up on CPU, and merges tables into one flat parameter.
+
+    All weights are zero until `recsys.embeddings.initial` or a checkpoint fills them.
+
+    Args:
+        layout: of an encoded row.
+        tables: every id field of the layout is in one of them.
+        device: of the collections; meta where they are sharded next, so that no worker ever
+            allocates a whole table.
+    """
 
     def __init__(self, layout: Layout, tables: tuple[Table, ...], device: torch.device) -> None:
         super().__init__()
         self.layout = layout
         self.tables = tables
-        pooled = [table for table in tables if not table.has_sequence]
-        unpooled = [table for table in tables if table.has_sequence]
+        sharded = [table for table in tables if not table.settings.replicated]
+        pooled = [table for table in sharded if not table.has_sequence]
+        unpooled = [table for table in sharded if table.has_sequence]
         self.pooled = (
             EmbeddingBagCollection(tables=[_bag_config(t) for t in pooled], device=device)
             if pooled
@@ -50,26 +64,38 @@ class Embeddings(nn.Module):
             if unpooled
             else None
         )
+        self.replicated = nn.ParameterDict(
+            {t.parameter: _replicated(t) for t in tables if t.settings.replicated}
+        )
         self.pooled_names = [field.name for table in pooled for field in table.fields]
-        table_of = {table.name: table for table in tables}
-        self.unpooled_fields = [f for f in layout.ids if table_of[f.space].has_sequence]
-        self.pooling = {f.name: table_of[f.space].settings.pooling for f in self.unpooled_fields}
+        self.table_of = {field.name: table for table in tables for field in table.fields}
         self.hashed_sizes = [
-            table_of[f.space].num_embeddings if table_of[f.space].hashed else 0 for f in layout.ids
+            self.table_of[f.name].num_embeddings if self.table_of[f.name].hashed else 0
+            for f in layout.ids
         ]
 
     def forward(self, ids: KeyedJaggedTensor) -> Vectors:
         rows = self.rows(ids)
         vectors: Vectors = {}
         if self.pooled is not None:
-            keyed = self.pooled(rows)
-            by_name = keyed.to_dict()
+            by_name = self.pooled(rows).to_dict()
             vectors.update((name, by_name[name]) for name in self.pooled_names)
-        if self.unpooled is not None:
-            jagged = self.unpooled(rows)
-            for field in self.unpooled_fields:
-                vectors[field.name] = _vectors(field, jagged[field.name], self.pooling[field.name])
+        unpooled = {} if self.unpooled is None else self.unpooled(rows)
+        for field in self.layout.ids:
+            table = self.table_of[field.name]
+            if table.settings.replicated:
+                vectors[field.name] = self._looked_up(field, table, rows[field.name])
+            elif table.has_sequence:
+                pooling = table.settings.pooling
+                vectors[field.name] = _vectors(field, unpooled[field.name], pooling)
         return vectors
+
+    def _looked_up(
+        self, field: IdField, table: Table, rows: JaggedTensor
+    ) -> Tensor | SequenceVectors:
+        values_VD = embedding(rows.values(), self.replicated[table.parameter])
+        jagged = JaggedTensor(values=values_VD, lengths=rows.lengths())
+        return _vectors(field, jagged, table.settings.pooling)
 
     def rows(self, ids: KeyedJaggedTensor) -> KeyedJaggedTensor:
         """The same jagged tensor with rows of tables in the place of ids."""
@@ -112,9 +138,8 @@ def _pooled(values_VD: Tensor, lengths_B: Tensor, pooling: str) -> Tensor:
     return summed_BD / lengths_B.clamp(min=1)[:, None].to(summed_BD.dtype)
 
 
-def _initializer(table: Table):  # noqa: ANN202  (TorchRec names no type for it)
-    bound = table.settings.init_range
-    return lambda weight: nn.init.uniform_(weight, -bound, bound)
+def _replicated(table: Table) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(table.num_embeddings, table.settings.embedding_dim))
 
 
 def _bag_config(table: Table) -> EmbeddingBagConfig:
@@ -126,7 +151,7 @@ def _bag_config(table: Table) -> EmbeddingBagConfig:
         num_embeddings=table.num_embeddings,
         feature_names=[field.name for field in table.fields],
         pooling=PoolingType.MEAN if mean else PoolingType.SUM,
-        init_fn=_initializer(table),
+        init_fn=nn.init.zeros_,
     )
 
 
@@ -136,5 +161,16 @@ def _sequence_config(table: Table) -> EmbeddingConfig:
         embedding_dim=table.settings.embedding_dim,
         num_embeddings=table.num_embeddings,
         feature_names=[field.name for field in table.fields],
-        init_fn=_initializer(table),
+        init_fn=nn.init.zeros_,
     )
+
+
+def table_weight(embeddings: Embeddings, table: Table) -> nn.Parameter:
+    """The (num_embeddings, embedding_dim) parameter of a table of unsharded embeddings."""
+    if table.settings.replicated:
+        return embeddings.replicated[table.parameter]
+    if table.has_sequence:
+        assert embeddings.unpooled is not None
+        return embeddings.unpooled.embeddings[table.parameter].weight
+    assert embeddings.pooled is not None
+    return embeddings.pooled.embedding_bags[table.parameter].weight

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_store.features import IdField
-from recsys.embeddings.collection import Embeddings, SequenceVectors, Vectors
+from recsys.embeddings.collection import Embeddings, SequenceVectors, Vectors, table_weight
 from recsys.embeddings.hashing import hashed_rows
 from recsys.embeddings.tables import Table
 
@@ -75,12 +75,7 @@ def _gather(
 
 def serving_form(embeddings: Embeddings) -> ServingEmbeddings:
     """The serving form of unsharded embeddings; the weights are shared, not copied."""
-    weights: dict[str, Tensor] = {}
-    for table in embeddings.tables:
-        if table.has_sequence:
-            assert embeddings.unpooled is not None
-            weights[table.name] = embeddings.unpooled.embeddings[table.parameter].weight.detach()
-        else:
-            assert embeddings.pooled is not None
-            weights[table.name] = embeddings.pooled.embedding_bags[table.parameter].weight.detach()
-    return ServingEmbeddings(embeddings.tables, weights)
+    return ServingEmbeddings(
+        embeddings.tables,
+        {table.name: table_weight(embeddings, table).detach() for table in embeddings.tables},
+    )

@@ -11,17 +11,19 @@ from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
+from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
 from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
-from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingPlan
 
 from feature_store.config import Config
-from recsys.embeddings.tables import ShardingName, Table
+from recsys.embeddings.initial import initialize
+from recsys.embeddings.tables import Sharding, Table
 
-RESHARDABLE: tuple[ShardingName, ...] = ("table_wise", "row_wise")
+RESHARDABLE: tuple[Sharding, ...] = ("table_wise", "row_wise")
 """Sharding types whose optimizer state has one shape, so any of them loads into any other.
 Column-wise shards keep a row-wise accumulator each, data-parallel tables leave the fused
 optimizer: both only where the user asks for them."""
-ACROSS_HOSTS: tuple[ShardingName, ...] = ("table_row_wise",)
+ACROSS_HOSTS: tuple[Sharding, ...] = ("table_row_wise",)
 
 
 class TopologyConfig(Config):
@@ -50,6 +52,7 @@ class Placement:
     sharding_type: str
     kernel: str
     ranks: tuple[int, ...]
+    """Workers that hold a shard; empty where every worker holds the whole table."""
     size_bytes: int
     """Weights, over all workers; optimizer state comes on top."""
 
@@ -95,14 +98,19 @@ def plan(
             ddr_cap=memory if device.type == "cpu" else None,
         ),
         batch_size=batch_size,
-        constraints={table.parameter: _constraints(table, device) for table in tables},
+        constraints={
+            table.parameter: _constraints(table, device)
+            for table in tables
+            if not table.settings.replicated
+        },
+        storage_reservation=FixedPercentageStorageReservation(percentage=0.15),
         debug=False,
     )
     try:
         if dist.is_initialized() and world_size > 1:
             return planner.collective_plan(model, sharders(), dist.GroupMember.WORLD)
         return planner.plan(model, sharders())
-    except PlannerError as error:
+    except (PlannerError, RuntimeError) as error:
         raise ValueError(
             f"no sharding plan fits {world_size} worker(s) on {device.type}:"
             f" {' '.join(str(error).split())}. Allow more sharding_types, give workers more memory"
@@ -111,29 +119,33 @@ def plan(
 
 
 def _constraints(table: Table, device: torch.device) -> ParameterConstraints:
-    settings = table.settings
-    if settings.optimizer == "dense":
-        if settings.sharding_types not in (None, ("data_parallel",)):
-            raise ValueError(
-                f"embeddings of {table.name!r}: optimizer 'dense' keeps the table whole on every"
-                f" worker, so sharding_types {list(settings.sharding_types or ())} cannot apply;"
-                " drop them or take optimizer 'sparse'"
-            )
-        allowed: tuple[ShardingName, ...] = ("data_parallel",)
-    else:
-        allowed = settings.sharding_types or (
-            RESHARDABLE + ACROSS_HOSTS if device.type == "cuda" else RESHARDABLE
-        )
+    across = ACROSS_HOSTS if device.type == "cuda" else ()
+    allowed = table.settings.sharding_types or RESHARDABLE + across
     return ParameterConstraints(sharding_types=list(allowed), min_partition=4)
 
 
 def shard(
-    model: nn.Module, sharding_plan: ShardingPlan, device: torch.device
+    model: nn.Module,
+    sharding_plan: ShardingPlan,
+    tables: SequenceOf[Table],
+    *,
+    device: torch.device,
+    seed: int,
 ) -> DistributedModelParallel:
-    """The model with its collections sharded and everything else replicated."""
-    return DistributedModelParallel(
+    """The model with its collections sharded, everything else replicated, and tables filled.
+
+    Args:
+        model: its collections on the meta device, everything else equal on all workers.
+        sharding_plan: of `plan`.
+        tables: all of the model's.
+        device: of this worker.
+        seed: of the tables' initial rows.
+    """
+    sharded = DistributedModelParallel(
         model, device=device, plan=sharding_plan, sharders=sharders()
     )
+    initialize(sharded, tables, seed)
+    return sharded
 
 
 def explain(sharding_plan: ShardingPlan, tables: SequenceOf[Table]) -> list[Placement]:
@@ -143,15 +155,16 @@ def explain(sharding_plan: ShardingPlan, tables: SequenceOf[Table]) -> list[Plac
         for module_plan in sharding_plan.plan.values()
         for name, parameter in module_plan.items()  # type: ignore[attr-defined]
     }
-    return [
-        Placement(
-            table=table.name,
-            num_embeddings=table.num_embeddings,
-            embedding_dim=table.settings.embedding_dim,
-            sharding_type=chosen[table.parameter].sharding_type,
-            kernel=chosen[table.parameter].compute_kernel,
-            ranks=tuple(chosen[table.parameter].ranks or ()),
-            size_bytes=4 * table.num_parameters,
-        )
-        for table in tables
-    ]
+    return [_placement(table, chosen.get(table.parameter)) for table in tables]
+
+
+def _placement(table: Table, chosen: ParameterSharding | None) -> Placement:
+    return Placement(
+        table=table.name,
+        num_embeddings=table.num_embeddings,
+        embedding_dim=table.settings.embedding_dim,
+        sharding_type="data_parallel" if chosen is None else chosen.sharding_type,
+        kernel="dense" if chosen is None else chosen.compute_kernel,
+        ranks=() if chosen is None else tuple(chosen.ranks or ()),
+        size_bytes=4 * table.num_parameters,
+    )

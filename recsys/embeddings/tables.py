@@ -7,13 +7,13 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from feature_store.config import Config
 from feature_store.features import IdField, Layout, nearest
 
 Pooling = Literal["mean", "sum"]
-ShardingName = Literal[
+Sharding = Literal[
     "table_wise",
     "column_wise",
     "row_wise",
@@ -39,9 +39,33 @@ class FeatureEmbedding(Config):
     optimizer: Literal["sparse", "dense"] = "sparse"
     """sparse: updated inside the backward pass, touched rows only, sharded over workers.
     dense: an ordinary parameter, replicated, trained by the dense optimizer; for small tables."""
-    sharding_types: tuple[ShardingName, ...] | None = None
+    sharding_types: tuple[Sharding, ...] | None = None
     """What the planner may choose from; None: every type that keeps the checkpoint loadable on
-    any number of workers."""
+    any number of workers. data_parallel stands alone: the table is whole on every worker."""
+
+    @model_validator(mode="after")
+    def _replicated_stands_alone(self) -> "FeatureEmbedding":
+        types = self.sharding_types
+        if types is None:
+            return self
+        if not types:
+            raise ValueError("sharding_types is empty: leave it out, or name at least one")
+        if "data_parallel" in types and types != ("data_parallel",):
+            raise ValueError(
+                f"sharding_types {list(types)}: data_parallel keeps the table whole on every"
+                " worker, outside the planner's choice; name it alone or not at all"
+            )
+        if self.optimizer == "dense" and types != ("data_parallel",):
+            raise ValueError(
+                f"optimizer 'dense' keeps the table whole on every worker, so sharding_types"
+                f" {list(types)} cannot apply; drop them or take optimizer 'sparse'"
+            )
+        return self
+
+    @property
+    def replicated(self) -> bool:
+        """The table is an ordinary parameter, whole on every worker."""
+        return self.optimizer == "dense" or self.sharding_types == ("data_parallel",)
 
 
 class EmbeddingsConfig(Config):
@@ -56,7 +80,8 @@ class EmbeddingsConfig(Config):
         own = self.features.get(name)
         if own is None:
             return self.default
-        return self.default.model_copy(update=own.model_dump(exclude_unset=True))
+        chosen = {**self.default.model_dump(), **own.model_dump(exclude_unset=True)}
+        return FeatureEmbedding.model_validate(chosen)
 
 
 @dataclass(frozen=True)

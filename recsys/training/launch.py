@@ -12,30 +12,14 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from pydantic import NonNegativeInt, PositiveInt
 from ray.train import FailureConfig, RunConfig
 from ray.train import ScalingConfig as RayScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 
-from feature_store.config import Config
+from recsys.training.scaling import ScalingConfig
 
 Worker = Callable[[Any, torch.device], None]
 """What every worker runs: its argument and its device. It must be importable by name."""
-
-
-class ScalingConfig(Config):
-    """How many workers, and what each one has; Ray's own terms."""
-
-    num_workers: PositiveInt = 1
-    """One worker without an address runs in this process; more run under Ray."""
-    use_gpu: bool = False
-    """One GPU a worker and nccl; else CPU and gloo."""
-    resources_per_worker: dict[str, float] | None = None
-    """What Ray reserves for each worker; one CPU (and one GPU) if absent."""
-    max_failures: NonNegativeInt = 0
-    """How often a lost worker restarts the group, from the last checkpoint."""
-    address: str | None = None
-    """A running Ray cluster ("auto" finds it from inside); absent: a local Ray of this machine."""
 
 
 class WorkerFailed(RuntimeError):

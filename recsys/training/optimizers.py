@@ -1,15 +1,14 @@
 """Two optimizers: one fused into the backward pass of the tables, one for everything else.
 
-A table that a plan makes data-parallel is not fused: left alone it would never train. Its
+A table that is whole on every worker is not fused: left alone it would never train. Its
 parameter goes to the dense optimizer if its settings say so, and otherwise to the unfused twin of
-the sparse optimizer, so that the plan never changes what is learned.
+the sparse optimizer, so that where a table lies never changes what is learned.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from fbgemm_gpu.split_embedding_configs import EmbOptimType  # noqa: F401  (loads FBGEMM's kernels)
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
@@ -18,7 +17,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from feature_store.config import Config
-from recsys.embeddings.collection import Embeddings
+from recsys.embeddings.collection import Embeddings, table_weight
 
 
 class SparseOptimizerConfig(Config):
@@ -57,20 +56,15 @@ def _sparse_arguments(config: SparseOptimizerConfig) -> dict[str, Any]:
 
 def fuse(embeddings: Embeddings, config: SparseOptimizerConfig) -> None:
     """Mark the tables of sparse settings for updates inside the backward pass; before sharding."""
-    modules = dict(embeddings.named_modules())
     for table in embeddings.tables:
-        if table.settings.optimizer == "dense":
-            continue
-        kind = "unpooled.embeddings" if table.has_sequence else "pooled.embedding_bags"
-        apply_optimizer_in_backward(
-            _SPARSE[config.kind],
-            modules[f"{kind}.{table.parameter}"].parameters(),
-            _sparse_arguments(config),
-        )
+        if not table.settings.replicated:
+            apply_optimizer_in_backward(
+                _SPARSE[config.kind], [table_weight(embeddings, table)], _sparse_arguments(config)
+            )
 
 
 class Optimizers:
-    """The fused optimizer, the unfused twin for data-parallel tables, and the dense optimizer.
+    """The fused optimizer, the unfused twin for replicated tables, and the dense optimizer.
 
     Attributes:
         combined: all of them; its state goes into checkpoints.
@@ -84,24 +78,22 @@ class Optimizers:
         sparse: SparseOptimizerConfig,
         dense: DenseOptimizerConfig,
     ) -> None:
-        fused = model.fused_optimizer
-        names = {t.parameter: t.settings.optimizer for t in embeddings.tables}
-        fused_tables = {_table_of(name, names) for name in fused.params}
-        unfused_sparse: dict[str, nn.Parameter] = {}
+        settings = {table.parameter: table.settings for table in embeddings.tables}
         rest: dict[str, nn.Parameter] = {}
+        unfused_sparse: dict[str, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
-            table = _table_of(name, names)
-            if table in fused_tables:
-                continue
-            own = rest if table is None or names[table] == "dense" else unfused_sparse
-            own[name] = parameter
+            table = next((settings[part] for part in name.split(".") if part in settings), None)
+            if table is None or table.optimizer == "dense":
+                rest[name] = parameter
+            elif table.replicated:
+                unfused_sparse[name] = parameter
         self.unfused = [
             _keyed(rest, _DENSE[dense.kind], {"lr": dense.lr, "weight_decay": dense.weight_decay})
         ]
         if unfused_sparse:
             arguments = _sparse_arguments(sparse)
             self.unfused.append(_keyed(unfused_sparse, _SPARSE[sparse.kind], arguments))
-        self.combined = CombinedOptimizer([fused, *self.unfused])
+        self.combined = CombinedOptimizer([model.fused_optimizer, *self.unfused])
 
     def zero_grad(self) -> None:
         """Forget the gradients of everything that is not fused."""
@@ -129,9 +121,3 @@ def _keyed(
     arguments: dict[str, Any],
 ) -> KeyedOptimizerWrapper:
     return KeyedOptimizerWrapper(parameters, lambda params: optimizer(params, **arguments))
-
-
-def _table_of(parameter_name: str, tables: Iterable[str]) -> str | None:
-    """The table a parameter belongs to, by the part of its dotted name; None for other modules."""
-    parts = set(parameter_name.split("."))
-    return next((table for table in tables if table in parts), None)

@@ -1,0 +1,53 @@
+"""Initial weights that are a function of (seed, table, row), whatever the sharding.
+
+TorchRec draws the weights of pooled tables anew on every shard (and drops what a CPU module held),
+so the same seed would give another model on another number of workers. Here every shard draws
+exactly its own rows, and no worker ever holds a whole table.
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from recsys.embeddings.tables import Table
+
+CHUNK_ROWS = 1 << 16
+"""Rows drawn from one generator."""
+
+
+def initial_rows(table: Table, seed: int, start: int, stop: int) -> Tensor:
+    """Rows start..stop of the table at the beginning of training: (stop - start, D) float32."""
+    bound = table.settings.init_range
+    chunks = []
+    for chunk in range(start // CHUNK_ROWS, (stop - 1) // CHUNK_ROWS + 1):
+        first = chunk * CHUNK_ROWS
+        num_rows = min(CHUNK_ROWS, table.num_embeddings - first)
+        digest = hashlib.sha256(f"{seed}/{table.name}/{chunk}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
+        rows = torch.empty(num_rows, table.settings.embedding_dim)
+        rows.uniform_(-bound, bound, generator=generator)
+        chunks.append(rows[max(start - first, 0) : stop - first])
+    return torch.cat(chunks)
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, tables: Iterable[Table], seed: int) -> None:
+    """Fill every table of a model, sharded or not, with its initial rows."""
+    by_parameter = {table.parameter: table for table in tables}
+    for name, weight in model.state_dict().items():
+        table = next((by_parameter[part] for part in name.split(".") if part in by_parameter), None)
+        if table is None:
+            continue
+        if not isinstance(weight, ShardedTensor):
+            weight.copy_(initial_rows(table, seed, 0, table.num_embeddings))
+            continue
+        for local in weight.local_shards():
+            (row, column), (num_rows, width) = (
+                local.metadata.shard_offsets,
+                local.metadata.shard_sizes,
+            )
+            rows = initial_rows(table, seed, row, row + num_rows)
+            local.tensor.copy_(rows[:, column : column + width])

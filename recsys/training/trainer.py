@@ -1,0 +1,259 @@
+"""The loop: epochs of steps, with validation, early stop, logging and checkpoints in between."""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from pydantic import PositiveInt
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+
+from feature_store.config import Config
+from recsys import checkpoint
+from recsys.checkpoint import Checkpoint, Checkpoints
+from recsys.dataset import BatchReader
+from recsys.embeddings.sharding import TopologyConfig
+from recsys.evaluation.metrics import MetricState
+from recsys.training.log import RunLog
+from recsys.training.optimizers import DenseOptimizerConfig, Optimizers, SparseOptimizerConfig
+from recsys.training.scaling import ScalingConfig
+from recsys.training.step import Precision, Step, StepResult
+
+
+class EarlyStoppingConfig(Config):
+    """Stop when the validation metric has not improved for a while."""
+
+    metric: Literal["auc", "logloss"] = "auc"
+    patience: PositiveInt = 2
+    """Validations without a new best before training stops."""
+
+
+class TrainingConfig(Config):
+    """How a model is trained; the same on one worker and on many."""
+
+    epochs: PositiveInt = 1
+    max_steps: PositiveInt | None = None
+    """End after so many steps, whatever the epochs say."""
+    batch_size: PositiveInt = 4096
+    """Rows of a step over all workers: more workers train the same batches, faster."""
+    seed: int = 0
+    """Of the initial weights, the order of rows and dropout."""
+    precision: Precision = "fp32"
+    """bf16: matrix products in bfloat16 under autocast; weights and optimizers stay float32."""
+    sparse_optimizer: SparseOptimizerConfig = SparseOptimizerConfig()
+    dense_optimizer: DenseOptimizerConfig = DenseOptimizerConfig()
+    validate_every_steps: PositiveInt | None = None
+    """Also validate within an epoch; at its end always."""
+    early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
+    log_every_steps: PositiveInt = 20
+    checkpoint_every_steps: PositiveInt | None = None
+    """Also save between validations; after each of them always."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest are kept beside the best."""
+    scaling: ScalingConfig = ScalingConfig()
+    topology: TopologyConfig = TopologyConfig()
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass
+class Progress:
+    """Where training stands; a checkpoint carries it."""
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    """Rows of the epoch that are done."""
+    best_step: int | None = None
+    best_value: float | None = None
+    """The early-stopping metric at the best step, sign turned so that more is better."""
+    misses: int = 0
+    """Validations since the best one."""
+    finished: str | None = None
+    """Why training ended; None while it has not."""
+
+
+class Trainer:
+    """Trains a sharded model on its readers' batches.
+
+    Every worker runs one, with the same configuration and its own slice of the rows. `log` is
+    the first worker's alone.
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        optimizers: Optimizers,
+        device: torch.device,
+        readers: dict[str, BatchReader],
+        config: TrainingConfig,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.model = model
+        self.optimizers = optimizers
+        self.device = device
+        self.readers = readers
+        self.config = config
+        self.checkpoints = checkpoints
+        self.progress = Progress()
+        self.step = Step(model, optimizers, device, config.seed)
+        self.log: RunLog | None = None
+        self.saved_state: dict[str, Any] = {}
+        """Goes into every checkpoint beside the progress: what it belongs to."""
+        self._loss_sum: Tensor = torch.zeros((), device=device)
+        self._logged = (0, time.perf_counter())
+
+    def fit(self) -> Progress:
+        """Train until the epochs are over, the step limit is reached or early stopping says so."""
+        reader = self.readers["train"]
+        self._logged = (self.progress.step, time.perf_counter())
+        while self.progress.finished is None:
+            batches = reader.epoch(self.progress.epoch, self.progress.position)
+            for _ in range(reader.num_batches(self.progress.position)):
+                result = self.step.progress(batches)
+                self._advance(result)
+                if self.progress.finished is not None:
+                    break
+            batches.close()
+        return self.progress
+
+    def _advance(self, result: StepResult) -> None:
+        config, progress = self.config, self.progress
+        reader = self.readers["train"]
+        progress.step += 1
+        progress.position = min(progress.position + config.batch_size, reader.num_rows)
+        self._loss_sum += result.loss
+        epoch_over = progress.position == reader.num_rows
+        if epoch_over:
+            progress.epoch += 1
+            progress.position = 0
+        if progress.step == config.max_steps:
+            progress.finished = f"max_steps reached: {config.max_steps}"
+        elif progress.epoch == config.epochs:
+            progress.finished = f"epochs done: {config.epochs}"
+        last = progress.finished is not None
+        if last or epoch_over or _due(progress.step, config.log_every_steps):
+            self._log_training()
+        validate = last or epoch_over or _due(progress.step, config.validate_every_steps)
+        if validate and self.readers["valid"].num_rows:
+            self._validate()
+        if validate or _due(progress.step, config.checkpoint_every_steps):
+            self.save()
+
+    def _log_training(self) -> None:
+        """The mean loss since the last line; the only place where the host waits for the device."""
+        step, now = self.progress.step, time.perf_counter()
+        last_step, last_time = self._logged
+        mean_loss = self._loss_sum / max(1, step - last_step)
+        dist.all_reduce(mean_loss)
+        loss = mean_loss.item() / dist.get_world_size()
+        if not math.isfinite(loss):
+            raise TrainingDiverged(
+                f"the loss is {loss} between step {last_step} and step {step} (epoch"
+                f" {self.progress.epoch}). Lower training.dense_optimizer.lr or"
+                " training.sparse_optimizer.lr, or standardize numeric features with large values;"
+                " the last checkpoint is still there"
+            )
+        rows = (step - last_step) * self.config.batch_size
+        self._write(
+            "train",
+            {"loss": loss, "samples_per_second": rows / max(now - last_time, 1e-9)},
+        )
+        self._loss_sum.zero_()
+        self._logged = (step, time.perf_counter())
+
+    def _validate(self) -> None:
+        started = time.perf_counter()
+        metrics = self.evaluate("valid")
+        self._write("valid", metrics)
+        self._judge(metrics)
+        self._logged = (self._logged[0], self._logged[1] + time.perf_counter() - started)
+
+    def _judge(self, metrics: dict[str, float]) -> None:
+        """Note a new best, or stop after too many validations without one."""
+        stopping = self.config.early_stopping or EarlyStoppingConfig()
+        value = metrics[stopping.metric] * (1 if stopping.metric == "auc" else -1)
+        progress = self.progress
+        if math.isnan(value):
+            return  # one class only in the validation split: the report says so
+        if progress.best_value is None or value > progress.best_value:
+            progress.best_value, progress.best_step, progress.misses = value, progress.step, 0
+            return
+        progress.misses += 1
+        if self.config.early_stopping is not None and progress.misses >= stopping.patience:
+            progress.finished = progress.finished or (
+                f"early stop: {stopping.metric} has not improved since step {progress.best_step}"
+            )
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Exact metrics of a split (its first task) over all workers; every worker gets them."""
+        self.model.eval()
+        state = MetricState()
+        with torch.no_grad():
+            for batch in self.readers[split].epoch(0):
+                batch = batch.to(self.device)
+                _, logits_BT = self.model(batch)
+                state.update(
+                    logits_BT[:, 0].cpu().numpy(),
+                    batch.labels_BT[:, 0].cpu().numpy(),
+                    batch.weights_B.cpu().numpy(),
+                    batch.groups_B.cpu().numpy(),
+                )
+        self.model.train()
+        return merged(state)
+
+    def save(self) -> None:
+        """Write a checkpoint of this step and forget the ones that are not kept."""
+        progress = self.progress
+        state = {"progress": asdict(progress), **self.saved_state}
+        self.checkpoints.save(progress.step, self._tensors(), state)
+        if dist.get_rank() == 0:
+            if progress.best_step == progress.step:
+                self.checkpoints.mark_best(progress.step, {"value": progress.best_value or 0.0})
+            self.checkpoints.keep(self.config.keep_checkpoints)
+
+    def restore(self, saved: Checkpoint) -> None:
+        """Continue from a checkpoint, written by any number of workers."""
+        self.optimizers.init_state()
+        tensors = self._tensors()
+        checkpoint.load(saved, tensors)
+        self.model.load_state_dict(tensors["model"])
+        self.optimizers.combined.load_state_dict(tensors["optimizer"])
+        self.progress = Progress(**saved.state["progress"])
+        self.step.count = self.progress.step
+
+    def _tensors(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizers.combined.state_dict(),
+        }
+
+    def _write(self, split: str, values: dict[str, Any]) -> None:
+        if self.log is not None:
+            self.log.write(split, self.progress.step, {"epoch": self.progress.epoch, **values})
+
+
+def merged(state: MetricState) -> dict[str, float]:
+    """The metrics of all workers' rows together, computed once and given to every worker."""
+    states: list[MetricState] | None = None
+    if dist.get_rank() == 0:
+        states = [state] * dist.get_world_size()
+    dist.gather_object(state, states)
+    result: list[dict[str, float] | None] = [None]
+    if states is not None:
+        whole = states[0]
+        for other in states[1:]:
+            whole.merge(other)
+        result[0] = whole.compute()
+    dist.broadcast_object_list(result)
+    assert result[0] is not None
+    return result[0]
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
