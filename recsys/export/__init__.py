@@ -1,0 +1,1 @@
+"""From a trained model to a checked bundle, and from raw rows to scores."""

@@ -1,0 +1,261 @@
+"""JSON rows of a request (or of a JSON lines file) to a raw table, checked value by value.
+
+A check runs over a column at once where all is well; only a column with a problem is looked at row
+by row, to name it.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
+from typing import Any, NamedTuple
+
+import polars as pl
+
+from feature_store.features import nearest
+from recsys.export.signature import Column, Signature
+
+MAX_PROBLEMS = 20
+_SMALLEST_INT, _END_INT = -(2**63), 2**63
+
+
+class Problem(NamedTuple):
+    """One thing wrong with a request."""
+
+    row: int | None
+    """Position of the row in the request, from 0; None: the request as a whole."""
+    field: str | None
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        place = [f"row {self.row}"] if self.row is not None else []
+        place += [f"field {self.field!r}"] if self.field is not None else []
+        return f"{', '.join(place) or 'request'}: expected {self.expected}, found {self.found}"
+
+
+class InvalidRows(ValueError):
+    """Rows that do not fit the signature.
+
+    Attributes:
+        problems: At most `MAX_PROBLEMS` of them.
+    """
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems[:MAX_PROBLEMS]
+        super().__init__("; ".join(str(problem) for problem in self.problems))
+
+
+def table(
+    rows: Sequence[object], signature: Signature, *, strict: bool = True, first_row: int = 0
+) -> pl.DataFrame:
+    """A raw table of JSON rows.
+
+    Args:
+        rows: JSON objects with a value for every column of the signature.
+        signature: The columns and their types.
+        strict: Refuse further fields, and nulls where training had none.
+        first_row: Number of the first row in error messages.
+
+    Raises:
+        InvalidRows: Names row, field, what was expected and what was found.
+    """
+    problems = _shape_problems(rows, signature, strict)
+    if not problems:
+        columns = []
+        for column in signature.columns:
+            values: list[Any] = [row[column.name] for row in rows]  # type: ignore[index]
+            found = _value_problems(values, column, strict)
+            problems += found
+            if not found:
+                columns.append(_series(values, column))
+        if not problems:
+            return pl.DataFrame(columns)
+    numbered = sorted(problems, key=lambda p: p.row or 0)[:MAX_PROBLEMS]
+    raise InvalidRows([p._replace(row=(p.row or 0) + first_row) for p in numbered])
+
+
+def _shape_problems(rows: Sequence[object], signature: Signature, strict: bool) -> list[Problem]:
+    """Rows that are no objects, and missing or further fields."""
+    names = signature.names
+    expected = set(names)
+    problems: list[Problem] = []
+    for place, row in enumerate(rows):
+        if not isinstance(row, dict):
+            problems.append(Problem(place, None, "an object of fields", described(row)))
+        elif row.keys() != expected:
+            for name in names:
+                if name not in row:
+                    column = next(c for c in signature.columns if c.name == name)
+                    found = f"no such field; {nearest(name, list(row))}"
+                    problems.append(Problem(place, name, expected_of(column), found))
+            if strict:
+                problems += [
+                    Problem(place, name, "no such field", f"{described(row[name])}; {hint}")
+                    for name in row
+                    if name not in expected
+                    for hint in [nearest(name, names)]
+                ]
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    return problems
+
+
+def _value_problems(values: list[Any], column: Column, strict: bool) -> list[Problem]:
+    fits = _FITS[column.type.removeprefix("list<").removesuffix(">")]
+    nullable = column.nullable or not strict
+    if _all_fit(values, column, fits, nullable):
+        return []
+    problems = []
+    for place, value in enumerate(values):
+        if not _all_fit([value], column, fits, nullable):
+            problems.append(
+                Problem(place, column.name, expected_of(column), _found(value, column, fits))
+            )
+            if len(problems) >= MAX_PROBLEMS:
+                break
+    return problems
+
+
+def _all_fit(
+    values: list[Any], column: Column, fits: Callable[[list[Any]], bool], nullable: bool
+) -> bool:
+    if None in values:
+        if not nullable:
+            return False
+        values = [value for value in values if value is not None]
+    if not column.is_list:
+        return fits(values)
+    if not set(map(type, values)) <= {list}:
+        return False
+    return fits([item for value in values for item in value])
+
+
+def _found(value: object, column: Column, fits: Callable[[list[Any]], bool]) -> str:
+    if column.is_list and isinstance(value, list):
+        wrong = next(place for place, item in enumerate(value) if not fits([item]))
+        return f"{described(value[wrong])} at position {wrong} of the list"
+    return described(value)
+
+
+def expected_of(column: Column) -> str:
+    """What a field must hold, in the user's words."""
+    inner = column.type.removeprefix("list<").removesuffix(">")
+    words = f"a list of {_PLURAL[inner]}" if column.is_list else _SINGULAR[inner]
+    return f"{words} or null" if column.nullable else words
+
+
+def described(value: object) -> str:
+    """A JSON value with its type, cut short, for a message."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return f"the bool {str(value).lower()}"
+    if isinstance(value, int | float):
+        kind = "number"
+    elif isinstance(value, str):
+        kind = "text"
+    else:
+        kind = "list" if isinstance(value, list) else "object"
+    text = repr(value)
+    return f"the {kind} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _are_ints(values: list[Any]) -> bool:
+    # type() and not isinstance(): a bool is an int to Python and no number to a user.
+    if not set(map(type, values)) <= {int}:
+        return False
+    return not values or (min(values) >= _SMALLEST_INT and max(values) < _END_INT)
+
+
+def _are_floats(values: list[Any]) -> bool:
+    if not set(map(type, values)) <= {int, float}:
+        return False
+    try:
+        return all(map(math.isfinite, values))
+    except OverflowError:  # an int beyond every float
+        return False
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return set(map(type, values)) <= {str} and _is_unicode(values)
+
+
+def _is_unicode(values: list[str]) -> bool:
+    """Whether texts can be written as UTF-8: JSON may carry halves of surrogate pairs."""
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _are_bools(values: list[Any]) -> bool:
+    return set(map(type, values)) <= {bool}
+
+
+def _are_dates(values: list[Any]) -> bool:
+    return _are_texts(values) and _parse(values, date.fromisoformat)
+
+
+def _are_datetimes(values: list[Any]) -> bool:
+    return _are_texts(values) and _parse(values, _utc)
+
+
+def _parse(values: list[str], parse: Callable[[str], object]) -> bool:
+    try:
+        for value in values:
+            parse(value)
+    except (ValueError, OverflowError):
+        return False
+    return True
+
+
+def _utc(text: str) -> datetime:
+    """A time in UTC without a zone; a text without an offset is in UTC already."""
+    time = datetime.fromisoformat(text)
+    return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
+
+
+_FITS: dict[str, Callable[[list[Any]], bool]] = {
+    "string": _are_texts,
+    "int": _are_ints,
+    "float": _are_floats,
+    "bool": _are_bools,
+    "date": _are_dates,
+    "datetime": _are_datetimes,
+}
+# Floats too: an integer beyond 64 bits is a number to JSON, but not to Polars.
+_PARSERS: dict[str, Callable[[Any], object]] = {
+    "float": float,
+    "date": date.fromisoformat,
+    "datetime": _utc,
+}
+_SINGULAR = {
+    "string": "text",
+    "int": "an integer of 64 bits",
+    "float": "a finite number",
+    "bool": "true or false",
+    "date": "a date such as '2025-01-31'",
+    "datetime": "a time such as '2025-01-31T12:00:00Z'",
+}
+_PLURAL = {
+    "string": "texts",
+    "int": "integers of 64 bits",
+    "float": "finite numbers",
+    "bool": "true and false",
+    "date": "dates such as '2025-01-31'",
+    "datetime": "times such as '2025-01-31T12:00:00Z'",
+}
+
+
+def _series(values: list[Any], column: Column) -> pl.Series:
+    inner = column.type.removeprefix("list<").removesuffix(">")
+    if (parse := _PARSERS.get(inner)) is not None:
+        values = [_parsed(value, parse) for value in values]
+    return pl.Series(column.name, values, dtype=column.dtype)
+
+
+def _parsed(value: Any, parse: Callable[[Any], object]) -> object:
+    if isinstance(value, list):
+        return [None if item is None else parse(item) for item in value]
+    return None if value is None else parse(value)

@@ -1,0 +1,82 @@
+"""Raw rows of every kind of column, features fitted on them, and rankers in serving form."""
+
+from datetime import datetime, timedelta
+
+import numpy as np
+import polars as pl
+import torch
+
+from feature_store.encoding import FittedFeatures
+from feature_store.features import (
+    Bag,
+    Categorical,
+    DatePart,
+    FeatureSet,
+    Label,
+    Numeric,
+    Sequence,
+)
+from pipelines.fit import fit
+from recsys.embeddings.serving import ServingEmbeddings
+from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
+from recsys.models import DINConfig, DNNConfig, ranker
+from recsys.models.ranker import AbstractRanker
+
+FEATURES = FeatureSet(
+    inputs=(
+        Categorical(name="user", encoding="hash", side="user"),
+        Categorical(name="item", side="item", min_count=2),
+        Categorical(name="member", side="user"),
+        Bag(name="genres", source="genre_text", separator="|", side="item"),
+        Bag(name="tags", encoding="hash", side="item", separator=";"),
+        Sequence(name="history", of="item", max_length=5, source="seen"),
+        Numeric(name="price", log1p=True, standardize=True, indicator=True),
+        Numeric(name="age", num_buckets=4),
+        DatePart(name="hour", source="clicked", part="hour"),
+    ),
+    labels=(Label(name="click"),),
+)
+
+
+def rows(num_rows: int, seed: int = 0) -> pl.DataFrame:
+    """Random raw rows; `member` and `price` have nulls, the others none."""
+    random = np.random.default_rng(seed)
+
+    def ints(most: int) -> list[int]:
+        return random.integers(0, most, num_rows).tolist()
+
+    words = np.array(["action", "comedy", "drama", "Žánr"])
+    prices = random.lognormal(size=num_rows).round(2).tolist()
+    start = datetime(2024, 2, 29)
+    return pl.DataFrame(
+        {
+            "user": [f"u{i}" for i in ints(200)],
+            "item": ints(30),
+            "member": [[True, False, None][i] for i in ints(3)],
+            "genre_text": ["|".join(random.choice(words, n)) for n in ints(4)],
+            "tags": [random.choice(words, n).tolist() for n in ints(3)],
+            "seen": pl.Series(
+                [random.integers(0, 30, n).tolist() for n in ints(9)], dtype=pl.List(pl.Int64)
+            ),
+            "price": [None if i == 0 else price for i, price in zip(ints(10), prices, strict=True)],
+            "age": ints(90),
+            "clicked": [start + timedelta(minutes=i) for i in ints(100_000)],
+            "click": ints(2),
+        }
+    )
+
+
+def fitted(tasks: tuple[str, ...] = ("click",)) -> FittedFeatures:
+    """Features fitted on 500 rows."""
+    labels = tuple(Label(name=task, source="click") for task in tasks)
+    return fit(rows(500).lazy(), FEATURES.model_copy(update={"labels": labels}))
+
+
+def served_ranker(features: FittedFeatures, kind: str = "din") -> AbstractRanker:
+    """A ranker with random weights, large enough that every input shows in its scores."""
+    torch.manual_seed(0)
+    config = EmbeddingsConfig(default=FeatureEmbedding(embedding_dim=8, num_embeddings=50))
+    tables = tables_of(features.layout, config)
+    weights = {t.name: torch.randn(t.num_embeddings, t.settings.embedding_dim) for t in tables}
+    model_config = {"din": DINConfig(), "dnn": DNNConfig()}[kind]
+    return ranker(model_config, features.layout, ServingEmbeddings(tables, weights)).eval()
