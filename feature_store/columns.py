@@ -32,7 +32,7 @@ _POLARS_TYPES: dict[str, pl.DataType] = {
 _LARGEST_INTEGRAL_FLOAT = 2.0**63
 
 
-class SchemaMismatch(ValueError):  # noqa: N818 - the name users see, as VersionNotFound
+class SchemaMismatch(ValueError):
     """A raw table lacks a column that is needed, or has it in a type that cannot be encoded."""
 
 

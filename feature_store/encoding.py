@@ -52,7 +52,7 @@ _FOLDER = "vocabularies"
 _MAX_PLANS = 64
 
 
-class FittedFeaturesMismatch(ValueError):  # noqa: N818 - a mismatch, as SchemaMismatch
+class FittedFeaturesMismatch(ValueError):
     """Saved fitted features are incomplete, changed, or of another format."""
 
 
@@ -238,6 +238,17 @@ class FittedFeatures:
             return largest - smallest + 1 + FIRST_ID
         values = self.vocabularies.get(_space(feature))
         return None if values is None else len(values) + FIRST_ID
+
+
+def check_columns(feature_set: FeatureSet, schema: Mapping[str, pl.DataType]) -> None:
+    """Check, before anything is fitted, that the features can read raw columns of these types.
+
+    Raises:
+        SchemaMismatch: A column is missing or of a type its feature cannot read.
+    """
+    bucketed = [f.name for f in feature_set.inputs if isinstance(f, Numeric) and f.num_buckets]
+    unfitted = FittedFeatures(feature_set, {}, {name: [] for name in bucketed}, {}, ())
+    unfitted.encoders(schema)
 
 
 def raw_columns(

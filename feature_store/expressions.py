@@ -87,7 +87,8 @@ def indicator_name(feature: Numeric) -> str:
 def bucket(feature: Numeric, dtype: pl.DataType, boundaries: list[float]) -> pl.Expr:
     """The id of a number's bucket: the count of boundaries at or below it, after FIRST_ID."""
     value = transformed(feature, dtype)
-    place = pl.lit(pl.Series(boundaries, dtype=pl.Float64)).search_sorted(value, side="right")
+    # Not search_sorted: it leaves the streaming engine and takes ten times as long on one row.
+    place = value.bin_intervals(boundaries, labels=False)
     ids = place.cast(pl.Int64) + FIRST_ID
     missing = pl.lit(MISSING_ID, pl.Int64)
     return pl.when(value.is_finite()).then(ids).otherwise(missing).alias(feature.name)

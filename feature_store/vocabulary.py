@@ -20,7 +20,7 @@ assert (MISSING_ID, UNSEEN_ID, FIRST_ID) == (0, 1, 2), "the Enum's positions are
 HASH_LIBRARY = f"polars-hash {polars_hash.__version__}"
 
 HASH_OF_ZERO = 1
-"""Stands for a value whose hash is 0, since 0 means missing."""
+"""Stands for a hash of 0, since 0 means missing."""
 
 _KNOWN_HASHES = {
     "": 0xEF46DB3751D8E999,
@@ -52,16 +52,11 @@ def check_hash_library() -> None:
 
 
 def hash_ids(text: pl.Expr) -> pl.Expr:
-    """int64 ids of texts: 0 for null and the empty text, else xxHash64; never null."""
-    bits = text.nchash.xxhash64().reinterpret(signed=True)  # type: ignore[attr-defined]
-    # A null compares as null, which `when` takes for false: it falls through to the last branch.
-    return (
-        pl.when((text != "") & (bits != 0))
-        .then(bits)
-        .when(text != "")
-        .then(pl.lit(HASH_OF_ZERO, pl.Int64))
-        .otherwise(pl.lit(MISSING_ID, pl.Int64))
-    )
+    """int64 ids of texts: 0 for null and the empty text, else xxHash64, 1 if that is 0."""
+    bits = text.nchash.xxhash64().clip(lower_bound=HASH_OF_ZERO)  # type: ignore[attr-defined]
+    # A null compares as null, which `when` takes for false.
+    missing = pl.lit(MISSING_ID, pl.Int64)
+    return pl.when(text != "").then(bits.reinterpret(signed=True)).otherwise(missing)
 
 
 def index(values: pl.Series) -> pl.Enum:

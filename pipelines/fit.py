@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from feature_store import columns, expressions
-from feature_store.encoding import FittedFeatures, raw_columns
+from feature_store.encoding import FittedFeatures, check_columns, raw_columns
 from feature_store.features import Bag, Categorical, FeatureSet, Numeric, source_of
 
 _MOMENT_DIGITS = 9
@@ -31,12 +31,10 @@ def fit(train: pl.LazyFrame, feature_set: FeatureSet) -> FittedFeatures:
         ValueError: There are no training rows.
     """
     schema = train.collect_schema()
-    needed = {source_of(f): f"feature {f.name!r}" for f in feature_set.inputs}
-    columns.require_columns(schema, needed)
+    check_columns(feature_set, schema)
     statistics = _statistics(train, feature_set, schema)
     if statistics["rows"] == 0:
         raise ValueError("the training split has no rows, so features cannot be fitted to it")
-    nullable = [name for name in needed if statistics[f"nulls {name}"]]
     return FittedFeatures(
         feature_set=feature_set,
         vocabularies=_vocabularies(train, feature_set, schema),
@@ -50,7 +48,9 @@ def fit(train: pl.LazyFrame, feature_set: FeatureSet) -> FittedFeatures:
             for f in feature_set.inputs
             if isinstance(f, Numeric) and f.standardize
         },
-        columns=raw_columns(feature_set, schema, nullable),
+        columns=raw_columns(
+            feature_set, schema, [name for name in schema if statistics.get(f"nulls {name}")]
+        ),
     )
 
 
@@ -121,7 +121,6 @@ def _vocabularies(
 
 def _counts(train: pl.LazyFrame, feature: Categorical | Bag, dtype: pl.DataType) -> pl.LazyFrame:
     """The values of a vocabulary, most frequent first, ties in the order of their bytes."""
-    columns.column_type(source_of(feature), dtype)
     if isinstance(feature, Bag):
         value = expressions.as_lists(feature, dtype).explode()
     else:

@@ -88,22 +88,16 @@ def split(raw: pl.LazyFrame, config: SplitConfig, feature_set: FeatureSet) -> pl
     if config.by == "time":
         return raw.with_columns(_by_time(raw, time, unit, config).alias(SPLIT_COLUMN))
     parts = _by_user(raw, time, _user_column(schema, config, feature_set), config)
-    named = pl.col(SPLIT_COLUMN).cast(pl.Enum(SPLITS)).cast(pl.String)
     wide = pl.concat([raw, parts.to_frame(SPLIT_COLUMN).lazy()], how="horizontal")
-    return wide.with_columns(named)
+    part = pl.col(SPLIT_COLUMN)
+    return wide.with_columns(_named(part == _TEST, part == _VALID).alias(SPLIT_COLUMN))
 
 
 def _by_hash(config: SplitConfig) -> pl.Expr:
     text = pl.col(ROW_COLUMN).cast(pl.String)
     bits = text.nchash.xxhash64(seed=config.seed)  # type: ignore[attr-defined]
     place = bits.cast(pl.Float64) / 2.0**64
-    return (
-        pl.when(place < config.test)
-        .then(pl.lit("test"))
-        .when(place < config.test + config.valid)
-        .then(pl.lit("valid"))
-        .otherwise(pl.lit("train"))
-    )
+    return _named(place < config.test, place < config.test + config.valid)
 
 
 def _by_time(raw: pl.LazyFrame, time: pl.Expr, unit: str, config: SplitConfig) -> pl.Expr:
@@ -113,12 +107,17 @@ def _by_time(raw: pl.LazyFrame, time: pl.Expr, unit: str, config: SplitConfig) -
     else:
         valid_from, test_from = (_number(m, unit) for m in (config.valid_from, config.test_from))
     _require_rows(times, {"valid": valid_from, "test": test_from})
-    part = pl.lit("train")
-    if valid_from is not None:
-        part = pl.when(time >= valid_from).then(pl.lit("valid")).otherwise(part)
-    if test_from is not None:
-        part = pl.when(time >= test_from).then(pl.lit("test")).otherwise(part)
-    return part
+    never = pl.lit(False)
+    return _named(
+        never if test_from is None else time >= test_from,
+        never if valid_from is None else time >= valid_from,
+    )
+
+
+def _named(is_test: pl.Expr, is_valid: pl.Expr) -> pl.Expr:
+    """The split's name from two conditions, of which the first prevails."""
+    train, valid, test = (pl.lit(name) for name in SPLITS)
+    return pl.when(is_test).then(test).when(is_valid).then(valid).otherwise(train)
 
 
 def _cuts(times: np.ndarray, config: SplitConfig) -> tuple[float | None, float | None]:
