@@ -1,0 +1,206 @@
+"""The whole configuration of one experiment: a YAML file, or the same objects from Python.
+
+Every section is a frozen value that its owner declares; this file only puts them side by side,
+checks what one section says about another, and reads and writes the YAML.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from feature_store.config import Config
+from feature_store.features import (
+    Bag,
+    Categorical,
+    DatePart,
+    Feature,
+    FeatureSet,
+    Numeric,
+    nearest,
+    source_of,
+)
+from feature_store.features import Sequence as SequenceFeature
+from pipelines.sources import DataConfig
+from recsys import yaml_source
+from recsys.embeddings.tables import EmbeddingsConfig
+from recsys.evaluation.evaluate import EvaluationConfig
+from recsys.export.bundle import ExportConfig
+from recsys.models import ModelConfig
+from recsys.problems import validated
+from recsys.training.trainer import TrainingConfig
+from recsys.yaml_source import ExperimentError, KeyPath
+
+__all__ = ["Experiment", "ExperimentError", "load", "schema"]
+
+Complaint = tuple[KeyPath, str]
+
+
+class Experiment(Config):
+    """Everything that decides what a run computes."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the folder of its runs and its table in the store."""
+    data: DataConfig
+    features: FeatureSet
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    model: ModelConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        complaints = [
+            *_missing_columns(self.data, self.features),
+            *_split_without_its_column(self.data, self.features),
+            *_tables_that_do_not_fit(self.embeddings, self.features),
+            *_model_without_its_features(self.model, self.features),
+            *_unknown_evaluation_names(self.evaluation, self.features),
+        ]
+        if complaints:
+            raise ValidationError.from_exception_data(
+                "Experiment",
+                [
+                    InitErrorDetails(
+                        type=PydanticCustomError("reference", "{text}", {"text": text}),
+                        loc=path,
+                        input=None,
+                    )
+                    for path, text in complaints
+                ],
+            )
+        return self
+
+    def hash(self) -> str:
+        """SHA-256 of all that decides the result, in hexadecimal; its first 12 digits name it.
+
+        Where the workers run does not: a run is continued on any number of them.
+        """
+        values = self.model_dump(mode="json", exclude={"training": {"scaling"}})
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every default written out; `load` reads it back equal."""
+        return yaml_source.dump(self.model_dump(mode="json"))
+
+
+def _missing_columns(data: DataConfig, features: FeatureSet) -> Iterator[Complaint]:
+    """Raw columns that a feature reads and the data do not declare."""
+    joined = [name for join in data.joins for name in join.columns]
+    known = [*data.columns, *joined]
+    read: list[tuple[KeyPath, str, str | None]] = []
+    for index, feature in enumerate(features.inputs):
+        path: KeyPath = ("features", "inputs", index)
+        if isinstance(feature, SequenceFeature) and feature.history is not None:
+            read.append(((*path, "history", "by"), feature.history.by, feature.name))
+        else:
+            key = "name" if feature.source is None else "source"
+            read.append(((*path, key), source_of(feature), feature.name))
+    for index, label in enumerate(features.labels):
+        key = "name" if label.source is None else "source"
+        read.append((("features", "labels", index, key), source_of(label), label.name))
+    for key in ("weight", "group", "timestamp"):
+        if (column := getattr(features, key)) is not None:
+            read.append((("features", key), column, None))
+    for path, column, owner in read:
+        if column not in known:
+            whose = f", which {owner!r} reads" if owner not in (None, column) else ""
+            yield path, f"the data have no column {column!r}{whose}; {nearest(column, known)}"
+
+
+def _split_without_its_column(data: DataConfig, features: FeatureSet) -> Iterator[Complaint]:
+    """Splits in time and by user need to know which columns those are."""
+    split = data.split
+    if split.by in ("time", "user") and features.timestamp is None:
+        yield ("data", "split", "by"), f"by {split.by} needs features.timestamp"
+    if split.by == "user":
+        known = list(data.columns)
+        if split.user is None and features.group is None:
+            yield ("data", "split", "by"), "by user needs data.split.user or features.group"
+        elif split.user is not None and split.user not in known:
+            yield ("data", "split", "user"), f"no such column; {nearest(split.user, known)}"
+
+
+def _has_table(feature: Feature) -> bool:
+    if isinstance(feature, Numeric):
+        return feature.num_buckets is not None
+    return isinstance(feature, Categorical | Bag | DatePart)
+
+
+def _tables_that_do_not_fit(
+    embeddings: EmbeddingsConfig, features: FeatureSet
+) -> Iterator[Complaint]:
+    """Settings for features without a table, and hashed features whose table has no size."""
+    tables = [feature.name for feature in features.inputs if _has_table(feature)]
+    shared = {f.name: f.of for f in features.inputs if isinstance(f, SequenceFeature)}
+    for name in embeddings.features:
+        path: KeyPath = ("embeddings", "features", name)
+        if name in shared:
+            yield path, f"a sequence uses the table of its feature: set {shared[name]!r} instead"
+        elif name not in tables:
+            yield path, f"no feature of that name has a table; {nearest(name, tables)}"
+    for index, feature in enumerate(features.inputs):
+        hashed = isinstance(feature, Categorical | Bag) and feature.encoding == "hash"
+        if hashed and embeddings.of(feature.name).num_embeddings is None:
+            yield (
+                ("features", "inputs", index, "encoding"),
+                "a hashed feature's table needs a size: set"
+                f" embeddings.features.{feature.name}.num_embeddings",
+            )
+
+
+def _model_without_its_features(model: ModelConfig, features: FeatureSet) -> Iterator[Complaint]:
+    """DIN attends to a history; without one it is a DNN."""
+    has_sequence = any(isinstance(feature, SequenceFeature) for feature in features.inputs)
+    if model.kind == "din" and not has_sequence:
+        yield (
+            ("model", "kind"),
+            "din needs a history: declare a feature of kind sequence, or take kind dnn",
+        )
+
+
+def _unknown_evaluation_names(
+    evaluation: EvaluationConfig, features: FeatureSet
+) -> Iterator[Complaint]:
+    """Baselines and slices read features that have exactly one id a row."""
+    known = [f.name for f in features.inputs if _has_table(f) and not isinstance(f, Bag)]
+    named: list[tuple[KeyPath, str | None]] = [
+        (("evaluation", "user"), evaluation.user),
+        (("evaluation", "item"), evaluation.item),
+        *((("evaluation", "slices", i), name) for i, name in enumerate(evaluation.slices)),
+    ]
+    for path, name in named:
+        if name is not None and name not in known:
+            yield path, f"{name!r} is no feature with one id a row; {nearest(name, known)}"
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment's file.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.path=value` assignments, as after `--set`, applied in their order.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ExperimentError: lists every problem with its line and what would be right.
+    """
+    document = yaml_source.read(Path(path))
+    for assignment in overrides:
+        yaml_source.override(document, assignment)
+    return validated(document, Experiment)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of an experiment's file, for editors that complete and check as one types."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Experiment.model_json_schema(),
+        "title": "recsys experiment",
+    }

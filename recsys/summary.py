@@ -1,0 +1,107 @@
+"""What the command line prints when a command has ended: short, and with the next thing to try."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recsys.console import duration, show, show_table, size
+
+if TYPE_CHECKING:  # these modules take seconds to import; the commands have imported them
+    from pipelines.build import BuildResult
+    from recsys.run import CheckResult, RunSummary
+
+METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "ne": "NE", "calibration": "calib."}
+
+
+def show_run(summary: "RunSummary") -> None:
+    """The end of `recsys run`."""
+    show()
+    show_build(summary.build)
+    show()
+    show_tables(summary.report["tables"])
+    show_metrics(summary.report)
+    reused = f"; unchanged and reused: {', '.join(summary.reused)}" if summary.reused else ""
+    stages = [stage for stage in summary.seconds if stage not in summary.reused]
+    spent = ", ".join(f"{stage} {duration(summary.seconds[stage])}" for stage in stages)
+    show(f"Time    {spent or 'nothing to do'}{reused}")
+    show(f"Report  {summary.folder / 'report.html'}")
+    show(f"Bundle  {summary.bundle}")
+    show(f"Next    {_predict(summary.bundle)}")
+
+
+def show_build(result: "BuildResult") -> None:
+    """Rows in and rejected, and the version they gave."""
+    version = result.version
+    kept = ", ".join(f"{split} {rows:,}" for split, rows in version.rows.items())
+    state = "unchanged, reused" if result.reused else "new"
+    show(f"Rows    {result.rows_in:,} in, {result.rows_rejected:,} rejected; {kept}")
+    if result.rows_rejected:
+        show(f"        rejected rows with their reasons: {result.rejected_path}")
+    show(f"Data    {version.name}, version {version.number} ({state})")
+
+
+def show_tables(tables: Sequence[Mapping[str, Any]]) -> None:
+    """Parameters and bytes of each embedding table."""
+    rows = [
+        [
+            table["name"],
+            f"{table['rows']:,}",
+            str(table["embedding_dim"]),
+            f"{table['parameters']:,}",
+            size(table["size_bytes"]),
+            size(table["optimizer_bytes"]),
+            table["sharding"],
+        ]
+        for table in tables
+    ]
+    header = ["table", "rows", "width", "parameters", "weights", "optimizer", "sharding"]
+    show_table("Embedding tables", header, rows)
+
+
+def show_metrics(report: Mapping[str, Any]) -> None:
+    """The model's metrics beside the baselines', split by split."""
+    for split, result in report["splits"].items():
+        rivals = {name: values["splits"][split] for name, values in report["baselines"].items()}
+        rows = [
+            [name, *(_metric(values, metric) for metric in METRICS)]
+            for name, values in {report["name"]: result, **rivals}.items()
+        ]
+        title = f"Metrics on {split}, {result['rows']:,} rows"
+        show_table(title, ["", *METRICS.values()], rows)
+
+
+def _metric(values: Mapping[str, Any], name: str) -> str:
+    value = values["metrics"].get(name)
+    return "-" if value is None or value != value else f"{value:.4f}"
+
+
+def show_check(name: str, result: "CheckResult") -> None:
+    """What `recsys check` found."""
+    rows = [[column, kind] for column, kind in result.columns.items()]
+    show_table("Columns", ["column", "type"], rows)
+    estimated = " (estimated from these rows: they may come out larger)" if result.estimated else ""
+    tables = [
+        [
+            placement.table,
+            f"{placement.num_embeddings:,}",
+            str(placement.embedding_dim),
+            size(placement.size_bytes),
+            size(result.optimizer_bytes[placement.table]),
+            placement.sharding_type,
+            placement.kernel,
+            ", ".join(map(str, placement.ranks)) or "all",
+        ]
+        for placement in result.placements
+    ]
+    header = ["table", "rows", "width", "weights", "optimizer", "sharding", "kernel", "workers"]
+    show_table(f"Sharding plan{estimated}", header, tables)
+    weights = sum(placement.size_bytes for placement in result.placements)
+    state = sum(result.optimizer_bytes.values())
+    show(f"Rows    {result.rows_read:,} read, {result.rows_rejected:,} would be rejected")
+    show(f"Memory  {size(weights)} of table weights and {size(state)} of optimizer state")
+    show(f"        {result.num_dense_parameters:,} parameters outside of the tables")
+    show(f"{name} is valid.")
+
+
+def _predict(bundle: Path) -> str:
+    return f"recsys predict {bundle} {bundle / 'golden.parquet'} scores.csv"
