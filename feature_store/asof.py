@@ -14,9 +14,17 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from feature_store.columns import SchemaMismatch, is_list, require_columns
-from feature_store.encoding import label_value
-from feature_store.features import ROW_COLUMN, FeatureSet, History, Label, Sequence, source_of
+from feature_store.columns import SchemaMismatch, require_columns, time_number
+from feature_store.encoding import label_value, row_key
+from feature_store.features import (
+    MISSING_ID,
+    ROW_COLUMN,
+    FeatureSet,
+    History,
+    Label,
+    Sequence,
+    source_of,
+)
 
 Frame = TypeVar("Frame", pl.LazyFrame, pl.DataFrame)
 
@@ -27,7 +35,7 @@ def histories(raw: Frame, feature_set: FeatureSet) -> Frame:
     The column is named by the sequence's source, has the type of the `of` feature's raw column, is
     oldest first (ties in time in source order) and holds at most `max_length` of the most recent
     values. Rows without a value, `by` or timestamp enter no history; rows without a `by` or a
-    timestamp have an empty one.
+    timestamp have an empty one. Null, NaN and the empty text are no value and no `by`.
 
     Args:
         raw: All rows of the log, with `__row`. A lazy frame must give the same rows in the same
@@ -63,14 +71,15 @@ class _Order:
     """The rows of a log by (by, time, row), and where each one's user and instant begin."""
 
     def __init__(self, log: pl.DataFrame, by: str) -> None:
-        keys = [f"by {by}", "time"]
-        self.rows = log.select(pl.arg_sort_by([*keys, ROW_COLUMN])).to_series().to_numpy()
-        ordered = log.select(keys)[self.rows]
-        users, times = ordered.get_columns()
-        new_user = _changes(users)
+        users = log.get_column(f"by {by}").to_numpy()
+        times = log.get_column("time").fill_null(0).to_numpy()
+        # Stable radix and merge sorts of whole columns: five times as quick as a sort of tuples.
+        self.rows = np.lexsort((log.get_column(ROW_COLUMN).to_numpy(), times, users))
+        new_user = _changes(users[self.rows])
         self.user_starts = _starts(new_user)
-        self.instant_starts = _starts(new_user | _changes(times))
-        self.usable = (users.is_not_null() & times.is_not_null()).to_numpy()
+        self.instant_starts = _starts(new_user | _changes(times[self.rows]))
+        timed = log.get_column("time").is_not_null().to_numpy()
+        self.usable = (timed & (users != MISSING_ID))[self.rows]
 
 
 def _past(
@@ -102,10 +111,11 @@ def _gather(values: pl.Series) -> Callable[[Items[pl.Series]], pl.Series]:
     return lists
 
 
-def _changes(sorted_values: pl.Series) -> np.ndarray:
+def _changes(values: np.ndarray) -> np.ndarray:
     """True where a value differs from the one before it, and at the first."""
-    runs = sorted_values.rle_id().to_numpy()
-    return np.diff(runs, prepend=-1) != 0
+    changes = np.ones(len(values), bool)
+    changes[1:] = values[1:] != values[:-1]
+    return changes
 
 
 def _starts(changes: np.ndarray) -> np.ndarray:
@@ -118,9 +128,7 @@ def _log(raw: pl.LazyFrame, feature_set: FeatureSet, sequences: Items[Sequence])
     schema = raw.collect_schema()
     assert feature_set.timestamp is not None, "FeatureSet demands a timestamp for histories"
     _check(schema, feature_set, sequences)
-    time = pl.col(feature_set.timestamp)
-    if schema[feature_set.timestamp].is_float():
-        time = time.fill_nan(None)
+    time, _ = time_number(feature_set.timestamp, schema[feature_set.timestamp])
     chosen = {ROW_COLUMN: pl.col(ROW_COLUMN), "time": time}
     for sequence in sequences:
         by, item = _history(sequence).by, source_of(feature_set.feature(sequence.of))
@@ -128,7 +136,7 @@ def _log(raw: pl.LazyFrame, feature_set: FeatureSet, sequences: Items[Sequence])
         label = _label(feature_set, sequence)
         if label is not None:
             present &= (label_value(label, schema[source_of(label)]) == 1.0).fill_null(False)
-        chosen[f"by {by}"] = pl.col(by)
+        chosen[f"by {by}"] = row_key(by, schema[by])
         chosen[f"value {sequence.name}"] = value
         chosen[f"enters {sequence.name}"] = present
     expressions = [expression.alias(name) for name, expression in chosen.items()]
@@ -160,12 +168,7 @@ def _check(
     require_columns(schema, needed)
     written: set[str] = set()
     for sequence in sequences:
-        by, name = _history(sequence).by, source_of(sequence)
-        if is_list(schema[by]):
-            raise SchemaMismatch(
-                f"sequence {sequence.name!r}: history.by is {by!r}, which holds lists; expected"
-                " one value a row, such as the user"
-            )
+        name = source_of(sequence)
         if name in schema or name in written:
             raise SchemaMismatch(
                 f"sequence {sequence.name!r} writes its history to the column {name!r}, which is"

@@ -147,6 +147,32 @@ def utc(value: pl.Expr, dtype: pl.Datetime) -> pl.Expr:
     return value.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
 
 
+def time_number(name: str, dtype: pl.DataType) -> tuple[pl.Expr, str]:
+    """A raw timestamp as a number that keeps its order, and its unit.
+
+    The unit is ms, us or ns since 1970 (UTC) for a datetime or a date, "" for a number, which is
+    taken as it is, NaN and infinity as null.
+
+    Raises:
+        SchemaMismatch: The column holds neither times nor numbers.
+    """
+    value = pl.col(name)
+    if isinstance(dtype, pl.Datetime):
+        return utc(value, dtype).cast(pl.Int64), dtype.time_unit
+    if isinstance(dtype, pl.Date):
+        return value.cast(pl.Datetime("us")).cast(pl.Int64), "us"
+    if dtype.is_decimal():
+        return value.cast(pl.Float64), ""
+    if dtype.is_float():
+        return pl.when(value.is_finite()).then(value), ""
+    if dtype.is_integer():
+        return value, ""
+    raise SchemaMismatch(
+        f"features.timestamp: {name!r} has the type {dtype};"
+        " expected a datetime, a date or a number"
+    )
+
+
 def _inner(dtype: pl.List | pl.Array) -> pl.DataType:
     inner = dtype.inner
     return inner() if isinstance(inner, type) else inner

@@ -22,7 +22,7 @@ from feature_store.columns import (
     column_type,
     is_list,
     require_columns,
-    utc,
+    time_number,
 )
 from feature_store.features import (
     FIRST_ID,
@@ -251,6 +251,18 @@ def check_columns(feature_set: FeatureSet, schema: Mapping[str, pl.DataType]) ->
     unfitted.encoders(schema)
 
 
+def row_key(name: str, dtype: pl.DataType) -> pl.Expr:
+    """The int64 by which rows of one user (or session, query ...) are known: a hash, 0 if missing.
+
+    Raises:
+        SchemaMismatch: The raw column holds lists, or values no feature can read.
+    """
+    if is_list(dtype):
+        raise SchemaMismatch(f"column {name!r} holds lists, so it cannot tell whose a row is")
+    column_type(name, dtype)
+    return vocabulary.hash_ids(canonical_text(pl.col(name), dtype))
+
+
 def raw_columns(
     feature_set: FeatureSet, schema: Mapping[str, pl.DataType], nullable: Iterable[str]
 ) -> tuple[RawColumn, ...]:
@@ -304,31 +316,17 @@ def _weight(name: str | None, schema: Mapping[str, pl.DataType]) -> pl.Expr:
 
 
 def _group(name: str | None, schema: Mapping[str, pl.DataType]) -> pl.Expr:
-    if name is None:
-        return pl.lit(0, pl.Int64)
-    if is_list(schema[name]):
-        raise SchemaMismatch(f"features.group: {name!r} holds lists; expected one value a row")
-    column_type(name, schema[name])
-    return vocabulary.hash_ids(canonical_text(pl.col(name), schema[name]))
+    return pl.lit(0, pl.Int64) if name is None else row_key(name, schema[name])
 
 
 def _timestamp(name: str | None, schema: Mapping[str, pl.DataType]) -> pl.Expr:
     """The time as an integer: microseconds of datetimes and dates, else the number rounded down."""
     if name is None:
         return pl.lit(0, pl.Int64)
-    dtype, value = schema[name], pl.col(name)
-    if isinstance(dtype, pl.Datetime):
-        return utc(value, dtype).cast(pl.Datetime("us")).cast(pl.Int64)
-    if isinstance(dtype, pl.Date):
-        return value.cast(pl.Datetime("us")).cast(pl.Int64)
-    if dtype.is_float() or dtype.is_decimal():
-        return value.cast(pl.Float64).floor().cast(pl.Int64)
-    if dtype.is_integer():
-        return value.cast(pl.Int64)
-    raise SchemaMismatch(
-        f"features.timestamp: {name!r} has the type {dtype};"
-        " expected a datetime, a date or a number"
-    )
+    number, unit = time_number(name, schema[name])
+    if unit:
+        return number * 1000 if unit == "ms" else number // {"us": 1, "ns": 1000}[unit]
+    return number.cast(pl.Int64) if schema[name].is_integer() else number.floor().cast(pl.Int64)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import polars as pl
 import polars_hash  # noqa: F401 - registers the `nchash` namespace of expressions
 from pydantic import Field, NonNegativeInt, model_validator
 
-from feature_store.columns import SchemaMismatch, require_columns, utc
+from feature_store.columns import require_columns, time_number
 from feature_store.config import Config
+from feature_store.encoding import row_key
 from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -25,7 +26,8 @@ class SplitConfig(Config):
 
     by: Literal["time", "user", "random"] = "random"
     """time: the latest rows are test, those before them valid. user: the same within the rows of
-    each user. random: by a stable hash of the row's place in the source and the seed."""
+    each user (rows without one count as one user). random: by a stable hash of the row's place in
+    the source and the seed."""
     test: Share = 0.1
     """Share of the rows; for `user`, of each user's rows, rounded up."""
     valid: Share = 0.1
@@ -87,7 +89,7 @@ def split(raw: pl.LazyFrame, config: SplitConfig, feature_set: FeatureSet) -> pl
     time, unit = _time(schema, config, feature_set)
     if config.by == "time":
         return raw.with_columns(_by_time(raw, time, unit, config).alias(SPLIT_COLUMN))
-    parts = _by_user(raw, time, _user_column(schema, config, feature_set), config)
+    parts = _by_user(raw, time, _user(schema, config, feature_set), config)
     wide = pl.concat([raw, parts.to_frame(SPLIT_COLUMN).lazy()], how="horizontal")
     part = pl.col(SPLIT_COLUMN)
     return wide.with_columns(_named(part == _TEST, part == _VALID).alias(SPLIT_COLUMN))
@@ -137,6 +139,8 @@ def _cut(times: np.ndarray, end: int, rows: float) -> int:
 
     The last instant always comes after the cut, and one instant before it where there are two.
     """
+    if end == 0:
+        return 0
     place = min(max(end - round(rows), 0), end - 1)
     first = int(np.searchsorted(times[:end], times[place], "left"))
     after = int(np.searchsorted(times[:end], times[place], "right"))
@@ -160,15 +164,18 @@ def _require_rows(times: np.ndarray, cuts: Mapping[str, float | None]) -> None:
 
 def _sorted_times(raw: pl.LazyFrame, time: pl.Expr) -> np.ndarray:
     times = raw.select(time.alias("time")).collect(engine="streaming").to_series()
+    if times.is_empty():
+        raise ValueError("split by time: there are no rows")
     return _complete(times).sort().to_numpy()
 
 
-def _by_user(raw: pl.LazyFrame, time: pl.Expr, user: str, config: SplitConfig) -> pl.Series:
+def _by_user(raw: pl.LazyFrame, time: pl.Expr, user: pl.Expr, config: SplitConfig) -> pl.Series:
     """The number of every row's split in SPLITS, in the order of the rows."""
-    keys = raw.select(user=pl.col(user), time=time, row=ROW_COLUMN).collect(engine="streaming")
+    keys = raw.select(user=user, time=time, row=ROW_COLUMN).collect(engine="streaming")
     _complete(keys.get_column("time"))
-    order = keys.select(pl.arg_sort_by(["user", "time", "row"])).to_series().to_numpy()
-    runs = keys.get_column("user").gather(order).rle_id().to_numpy()
+    order = np.lexsort([keys.get_column(name).to_numpy() for name in ("row", "time", "user")])
+    users = keys.get_column("user").to_numpy()[order]
+    runs = np.cumsum(np.diff(users, prepend=users[:1]) != 0)
     counts = np.bincount(runs)
     from_end = np.cumsum(counts)[runs] - np.arange(len(runs))
     num_test, num_valid = (
@@ -187,11 +194,10 @@ def _rounded_up(rows: np.ndarray) -> np.ndarray:
 
 
 def _complete(times: pl.Series) -> pl.Series:
-    missing = times.null_count() + (int(times.is_nan().sum()) if times.dtype.is_float() else 0)
-    if missing:
+    if times.null_count():
         raise ValueError(
-            f"split: {missing} of {len(times)} rows have no timestamp, so they belong to no split"
-            " in time; reject or repair them, or split at random"
+            f"split: {times.null_count()} of {len(times)} rows have no timestamp, so they belong to"
+            " no split in time; reject or repair them, or split at random"
         )
     return times
 
@@ -199,22 +205,11 @@ def _complete(times: pl.Series) -> pl.Series:
 def _time(
     schema: Mapping[str, pl.DataType], config: SplitConfig, feature_set: FeatureSet
 ) -> tuple[pl.Expr, str]:
-    """The timestamp as a number and its unit: s, ms, us or ns of a datetime, "" of a number."""
     name = feature_set.timestamp
     if name is None:
         raise ValueError(f"split by {config.by} needs features.timestamp: name the raw column")
     require_columns(schema, {name: "features.timestamp"})
-    dtype, value = schema[name], pl.col(name)
-    if isinstance(dtype, pl.Date):
-        return value.cast(pl.Datetime("us")).cast(pl.Int64), "us"
-    if isinstance(dtype, pl.Datetime):
-        return utc(value, dtype).cast(pl.Int64), dtype.time_unit
-    if dtype.is_integer() or dtype.is_float():
-        return value, ""
-    raise SchemaMismatch(
-        f"features.timestamp: {name!r} has the type {dtype};"
-        " expected a datetime, a date or a number"
-    )
+    return time_number(name, schema[name])
 
 
 def _number(moment: Moment | None, unit: str) -> float | None:
@@ -238,11 +233,11 @@ def _comparable(moment: Moment) -> Any:
     return moment
 
 
-def _user_column(
+def _user(
     schema: Mapping[str, pl.DataType], config: SplitConfig, feature_set: FeatureSet
-) -> str:
+) -> pl.Expr:
     user = config.user or feature_set.group
     if user is None:
         raise ValueError("split by user needs the user's column: set split.user or features.group")
     require_columns(schema, {user: "split.user"})
-    return user
+    return row_key(user, schema[user])

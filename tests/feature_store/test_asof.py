@@ -38,7 +38,7 @@ def brute_force(raw: pl.DataFrame, where: bool, max_length: int) -> list[list]:
         past = [
             row
             for row in rows
-            if row["user"] is not None
+            if row["user"]
             and row["user"] == present["user"]
             and row["time"] is not None
             and present["time"] is not None
@@ -154,3 +154,17 @@ def test_a_history_never_overwrites_a_raw_column():
     raw = log([("ann", 1, 1, 5.0)]).with_columns(past=pl.lit("taken"))
     with pytest.raises(SchemaMismatch, match="'past', which is already there"):
         histories(raw, features())
+
+
+@pytest.mark.parametrize("dtype", [pl.Datetime("ns"), pl.Datetime("ms", "Asia/Tokyo"), pl.Float64])
+def test_any_type_of_time_orders_a_history(dtype):
+    raw = log([("ann", 3, 30, 5.0), ("ann", 1, 10, 5.0), ("ann", 2, 20, 5.0)])
+    raw = raw.with_columns(pl.col("time").cast(dtype))
+    assert histories(raw, features())["past"].to_list() == [[1, 2], [], [1]]
+
+
+def test_a_row_without_a_time_has_no_history_and_enters_none():
+    raw = log([("ann", 1, 1, 5.0), ("ann", 2, 2, 5.0), ("ann", 3, 0, 5.0)])
+    raw = raw.with_columns(time=pl.Series([0.0, float("nan"), float("inf")]))
+    raw = pl.concat([raw, raw[:1].with_columns(time=pl.lit(9.0), __row=pl.lit(3, pl.UInt32))])
+    assert histories(raw, features())["past"].to_list() == [[], [], [], [1]]

@@ -163,6 +163,8 @@ def test_a_contradictory_configuration_is_refused(config, message):
 def test_a_split_in_time_that_leaves_a_part_empty_is_an_error():
     with pytest.raises(ValueError, match=r"no rows for train.*2 distinct times"):
         parts(log([0] * 4, [1, 1, 2, 2]), by="time", test=0.4, valid=0.4)
+    with pytest.raises(ValueError, match=r"no rows for train.*1 distinct times"):
+        parts(log([0] * 4, [7] * 4), by="time")
     with pytest.raises(ValueError, match="no rows for test"):
         parts(log([0] * 4, [1, 2, 3, 4]), by="time", test_from=9)
 
@@ -171,8 +173,9 @@ def test_rows_without_a_time_are_an_error_where_time_decides():
     for by in ("time", "user"):
         with pytest.raises(ValueError, match="1 of 3 rows have no timestamp"):
             parts(log([0, 0, 0], [1, None, 3]), by=by)
-        with pytest.raises(ValueError, match="1 of 3 rows have no timestamp"):
-            parts(log([0, 0, 0], [1.0, math.nan, 3.0]), by=by)
+        for bad in (math.nan, math.inf):
+            with pytest.raises(ValueError, match="1 of 3 rows have no timestamp"):
+                parts(log([0, 0, 0], [1.0, bad, 3.0]), by=by)
 
 
 def test_a_missing_column_is_named():
@@ -188,3 +191,19 @@ def test_a_missing_column_is_named():
         parts(raw.with_columns(pl.col("time").cast(pl.String)), by="time")
     with pytest.raises(ValueError, match="does not fit the timestamp, which holds numbers"):
         parts(raw, by="time", test_from=datetime(2020, 1, 1))
+
+
+def test_a_user_is_the_same_whatever_type_it_is_read_as():
+    raw = log([3, 3, 1, 3, None, 1, None], [5, 4, 3, 2, 1, 0, -1])
+    expected = parts(raw, by="user", test=0.3, valid=0.3)
+    assert expected == ["test", "valid", "test", "train", "test", "valid", "valid"]
+    for dtype in (pl.String, pl.Float64):
+        cast = raw.with_columns(pl.col("user").cast(dtype))
+        assert parts(cast, by="user", test=0.3, valid=0.3) == expected
+
+
+def test_an_empty_log_has_empty_splits_by_user_and_at_random():
+    raw = pl.DataFrame(schema={"__row": pl.UInt32, "user": pl.String, "time": pl.Int64})
+    assert parts(raw, by="user") == parts(raw, by="random") == []
+    with pytest.raises(ValueError, match="there are no rows"):
+        parts(raw, by="time")
