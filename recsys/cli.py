@@ -42,7 +42,7 @@ Which = Annotated[Literal["best", "last"], typer.Option(help="The checkpoint: be
 Runs = Annotated[Path, typer.Option(metavar="FOLDER", help="Where run folders are kept.")]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, *, app: typer.Typer = app) -> None:
     """Run one command and exit: 0 done, 1 failed, 2 wrong input, 130 stopped by Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given  # wherever it stands

@@ -144,9 +144,10 @@ def show_table(title: str, header: list[str], rows: list[list[str]]) -> None:
         table.add_column(name, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console(file=sys.stdout, highlight=False)
     # A log has no width of its own: never cut a table to a terminal that is not there.
-    console.print(table, width=None if console.is_terminal else 200)
+    width = None if sys.stdout.isatty() else 200
+    console = Console(file=sys.stdout, highlight=False, width=width)
+    console.print(table)
     console.print()
 
 

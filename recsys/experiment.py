@@ -6,11 +6,12 @@ checks what one section says about another, and reads and writes the YAML.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from feature_store.config import Config
@@ -40,10 +41,19 @@ __all__ = ["Experiment", "ExperimentError", "load", "schema"]
 Complaint = tuple[KeyPath, str]
 
 
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name):
+        raise ValueError(
+            "expected a name for a folder: letters, digits, '.', '_', '-', not '.' first;"
+            f" found {name!r}"
+        )
+    return name
+
+
 class Experiment(Config):
     """Everything that decides what a run computes."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    name: Annotated[str, AfterValidator(_folder_name)]
     """Names the folder of its runs and its table in the store."""
     data: DataConfig
     features: FeatureSet

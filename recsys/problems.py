@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -66,13 +67,27 @@ def _problem(details: ErrorDetails, document: Document, owner: type[BaseModel]) 
     return Problem(document.place(path), dotted(path), message)
 
 
+_WORDS = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid string": "text",
+    "a valid boolean": "true or false",
+    "a valid array": "a list",
+    "a valid tuple": "a list",
+    "a valid dictionary": "a section",
+    "an object": "a section",
+}
+
+
 def _expected(details: ErrorDetails) -> str:
     text = details["msg"].removeprefix("Input should be ").removeprefix("Input should ")
     given = details["input"]
-    if details["type"] == "literal_error" and isinstance(given, str):
+    if details["type"] == "literal_error":
         choices = re.findall(r"'([^']*)'", text)
-        return f"expected one of {', '.join(choices)} ({nearest(given, choices)})"
-    return f"expected {text}"
+        close = get_close_matches(str(given), choices, n=1)
+        guess = f" (did you mean {close[0]!r}?)" if close else ""
+        return f"expected one of {', '.join(choices) or text}{guess}"
+    return f"expected {_WORDS.get(text, text)}"
 
 
 def _shown(value: Value) -> str:

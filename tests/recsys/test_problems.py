@@ -82,23 +82,23 @@ def test_right_values_of_every_shape_pass():
         ("epoch: 3", "toy.yaml:1: epoch: unknown key; did you mean 'epochs'?"),
         (
             "\nepochs: three",
-            "toy.yaml:2: epochs: expected a valid integer, found 'three' (text)",
+            "toy.yaml:2: epochs: expected a whole number, found 'three' (text)",
         ),
-        ('epochs: "3"', "toy.yaml:1: epochs: expected a valid integer, found '3' (text)"),
-        ("epochs: 3.5", "toy.yaml:1: epochs: expected a valid integer, found 3.5"),
+        ('epochs: "3"', "toy.yaml:1: epochs: expected a whole number, found '3' (text)"),
+        ("epochs: 3.5", "toy.yaml:1: epochs: expected a whole number, found 3.5"),
         (
             "epochs: true",
-            "toy.yaml:1: epochs: expected a valid integer, found True (true or false)",
+            "toy.yaml:1: epochs: expected a whole number, found True (true or false)",
         ),
-        ("epochs:", "toy.yaml:1: epochs: expected a valid integer, found nothing"),
-        ("shuffle: yes", "toy.yaml:1: shuffle: expected a valid boolean, found 'yes' (text)"),
+        ("epochs:", "toy.yaml:1: epochs: expected a whole number, found nothing"),
+        ("shuffle: yes", "toy.yaml:1: shuffle: expected true or false, found 'yes' (text)"),
         (
             "mode: fats",
             "toy.yaml:1: mode: expected one of fast, slow (did you mean 'fast'?),"
             " found 'fats' (text)",
         ),
-        ("sizes:\n- 1\n- x", "toy.yaml:3: sizes[1]: expected a valid integer, found 'x' (text)"),
-        ("sizes: 3", "toy.yaml:1: sizes: expected a valid array, found 3"),
+        ("sizes:\n- 1\n- x", "toy.yaml:3: sizes[1]: expected a whole number, found 'x' (text)"),
+        ("sizes: 3", "toy.yaml:1: sizes: expected a list, found 3"),
         ("shape: {kind: circle}", "toy.yaml:1: shape.radius: is missing"),
         ("shape: {radius: 1}", "toy.yaml:1: shape.kind: is missing; one of circle, square"),
         (
@@ -142,7 +142,7 @@ def test_each_problem_names_its_line_its_key_and_what_would_be_right(text, expec
 
 def test_all_problems_are_listed_at_once():
     assert complaints("epochs: x\nrate: y\nshap: 1") == [
-        "toy.yaml:1: epochs: expected a valid integer, found 'x' (text)",
-        "toy.yaml:2: rate: expected a valid number, found 'y' (text)",
+        "toy.yaml:1: epochs: expected a whole number, found 'x' (text)",
+        "toy.yaml:2: rate: expected a number, found 'y' (text)",
         "toy.yaml:3: shap: unknown key; did you mean 'shape'?",
     ]
