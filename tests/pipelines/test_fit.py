@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feature_store.asof import histories
 from feature_store.columns import SchemaMismatch
 from feature_store.features import (
     Bag,
@@ -19,6 +20,7 @@ from feature_store.features import (
     Sequence,
 )
 from pipelines.fit import fit
+from pipelines.split import SplitConfig, split
 
 
 def fitted(raw: dict | pl.DataFrame, *features):
@@ -155,3 +157,37 @@ def test_a_history_has_to_be_gathered_before_fitting():
     past = Sequence(name="past", of="item", history=History(by="user"))
     with pytest.raises(SchemaMismatch, match="feature 'past' needs the column 'past'"):
         fitted({"item": [1], "user": [1], "time": [1]}, Categorical(name="item"), past)
+
+
+def test_what_valid_and_test_rows_hold_changes_nothing_that_is_fitted():
+    features = FeatureSet(
+        inputs=(
+            Numeric(name="price", standardize=True),
+            Numeric(name="bucket", source="price", num_buckets=5),
+            Categorical(name="item"),
+            Sequence(name="past", of="item", history=History(by="user")),
+        ),
+        group="user",
+        timestamp="time",
+    )
+    rng = np.random.default_rng(4)
+    raw = pl.DataFrame(
+        {
+            "user": rng.integers(0, 20, 1000),
+            "item": rng.integers(0, 50, 1000),
+            "price": rng.normal(size=1000),
+            "time": rng.permutation(1000),
+        }
+    ).with_row_index("__row")
+
+    def fingerprint(rows: pl.DataFrame) -> str:
+        shared_out = split(histories(rows.lazy(), features), SplitConfig(by="time"), features)
+        return fit(shared_out.filter(pl.col("split") == "train"), features).fingerprint
+
+    later = pl.col("time") >= 800
+    changed = raw.with_columns(
+        item=pl.when(later).then(999).otherwise("item"),
+        price=pl.when(later).then(1e9).otherwise("price"),
+    )
+    assert fingerprint(changed) == fingerprint(raw)
+    assert fingerprint(raw.with_columns(price=pl.col("price") + 1)) != fingerprint(raw)
