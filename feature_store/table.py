@@ -1,0 +1,138 @@
+"""Encoded rows as Parquet files of a Delta table: their schema, their files, what commits say."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+from deltalake import DeltaTable, Field, Schema
+from deltalake.schema import ArrayType, PrimitiveType
+from deltalake.transaction import AddAction
+
+from feature_store.encoding import SchemaMismatch
+from feature_store.features import (
+    GROUP_COLUMN,
+    SPLIT_COLUMN,
+    SPLITS,
+    TIMESTAMP_COLUMN,
+    WEIGHT_COLUMN,
+    Layout,
+    nearest,
+)
+
+ROW_GROUP_ROWS = 1 << 17
+"""Rows that are compressed and read together."""
+
+_DELTA_TYPES = {pl.Int64: "long", pl.Float32: "float", pl.String: "string"}
+
+
+def encoded_schema(layout: Layout) -> dict[str, pl.DataType]:
+    """Names and types of encoded rows."""
+    schema: dict[str, pl.DataType] = {}
+    for field in layout.ids:
+        schema[field.name] = pl.Int64() if field.shape == "single" else pl.List(pl.Int64())
+    schema |= {name: pl.Float32() for name in (*layout.dense, *layout.tasks, WEIGHT_COLUMN)}
+    return schema | {GROUP_COLUMN: pl.Int64(), TIMESTAMP_COLUMN: pl.Int64()}
+
+
+def check_schema(found: pl.Schema, layout: Layout) -> None:
+    """Check that rows are what the fitted features encode, in names, types and order.
+
+    Raises:
+        SchemaMismatch: Names every column that differs.
+    """
+    expected = {**encoded_schema(layout), SPLIT_COLUMN: pl.String()}
+    if list(found.items()) == list(expected.items()):
+        return
+    wrong = [
+        f"{name}: expected {expected.get(name, 'no such column')},"
+        f" found {found.get(name, 'no such column')}"
+        for name in {**expected, **found}
+        if expected.get(name) != found.get(name)
+    ]
+    raise SchemaMismatch(
+        f"the rows do not fit the fitted features: {'; '.join(wrong) or 'columns in another order'}"
+    )
+
+
+def sink(rows: pl.LazyFrame, folder: Path, prefix: str) -> list[tuple[str, Path]]:
+    """Stream rows into Parquet files of their split.
+
+    Returns:
+        Split and file; the names of a split's files sort in the order of their rows.
+    """
+    target = pl.PartitionBy(folder, key=SPLIT_COLUMN, include_key=False)
+    rows.sink_parquet(
+        target, compression="zstd", statistics=False, row_group_size=ROW_GROUP_ROWS, mkdir=True
+    )
+    written = sorted(folder.glob("*/*.parquet"))
+    splits = [file.parent.name.removeprefix(f"{SPLIT_COLUMN}=") for file in written]
+    named = [file.rename(file.with_name(f"{prefix}-{file.name}")) for file in written]
+    return [(known_split(split), file) for split, file in zip(splits, named, strict=True)]
+
+
+def add_action(split: str, file: Path, num_rows: int) -> AddAction:
+    """The entry of a commit for a file that lies in its split's folder."""
+    status = file.stat()
+    return AddAction(
+        path=f"{file.parent.name}/{file.name}",
+        size=status.st_size,
+        partition_values={SPLIT_COLUMN: split},
+        modification_time=status.st_mtime_ns // 1_000_000,
+        data_change=True,
+        stats=json.dumps({"numRecords": num_rows}),
+    )
+
+
+def delta_schema(layout: Layout) -> Schema:
+    """The same schema in Delta's words, with the split."""
+    fields = []
+    for name, dtype in {**encoded_schema(layout), SPLIT_COLUMN: pl.String()}.items():
+        kind: PrimitiveType | ArrayType
+        if isinstance(dtype, pl.List):
+            kind = ArrayType(PrimitiveType("long"), contains_null=True)
+        else:
+            kind = PrimitiveType(_DELTA_TYPES[type(dtype)])
+        fields.append(Field(name, kind, nullable=True))
+    return Schema(fields)
+
+
+def read_commit(table: Path, number: int) -> Mapping[str, Any] | None:
+    """The metadata of the commit of that number; None if there is none.
+
+    Read from the log itself: `DeltaTable.history` counts back from the version that was loaded,
+    which is wrong for any but the latest.
+    """
+    log = table / "_delta_log" / f"{number:020d}.json"
+    if not log.is_file():
+        return None
+    with log.open(encoding="utf-8") as lines:
+        for line in lines:
+            commit = json.loads(line).get("commitInfo")
+            if commit is not None:
+                return commit
+    return None
+
+
+def data_files(table: Path, number: int) -> dict[str, tuple[Path, ...]]:
+    """The files of a version by split, in the order of their rows."""
+    actions = DeltaTable(str(table), version=number).get_add_actions(flatten=True)
+    paths = sorted(pa.table(actions).column("path").to_pylist())
+    return {
+        split: tuple(table / path for path in paths if path.startswith(f"{folder_of(split)}/"))
+        for split in SPLITS
+    }
+
+
+def known_split(split: str) -> str:
+    """The name of a split as it stands; ValueError for any other."""
+    if split not in SPLITS:
+        raise ValueError(f"there is no split {split!r}; {nearest(split, list(SPLITS))}")
+    return split
+
+
+def folder_of(split: str) -> str:
+    """Name of the folder of a split's files."""
+    return f"{SPLIT_COLUMN}={split}"
