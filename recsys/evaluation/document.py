@@ -107,7 +107,7 @@ def _plain(value: object, pointer: str, found: dict[str, str]) -> Any:
             return str(value)
         case date() | datetime():
             return value.isoformat()
-    raise TypeError(f"{pointer or '/'}: a {type(value).__name__} has no JSON form")
+    raise TypeError(f"{pointer or '/'}: {type(value).__name__} has no JSON form")
 
 
 def _key(key: object, pointer: str) -> str:

@@ -7,7 +7,7 @@ Shapes: B rows of a batch, T tasks.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, TypeVar
 
 import torch
@@ -26,6 +26,7 @@ from recsys.evaluation.curves import (
     score_histogram,
 )
 from recsys.evaluation.metrics import Array, MetricState, RankedRows, summary, undefined
+from recsys.evaluation.results import SplitResult, TaskResult
 from recsys.evaluation.slices import Slicing, Tiers, slice_metrics, vocabulary_values
 
 SplitName = Literal["train", "valid", "test"]
@@ -98,32 +99,6 @@ class ScoredRows:
     groups_B: Array
     ids: Mapping[str, Array]
     """(B,) ids of each of `EvaluationConfig.fields`."""
-
-
-@dataclass(frozen=True)
-class TaskResult:
-    """One predictor's results on one task of one split."""
-
-    metrics: Mapping[str, float]
-    undefined: Mapping[str, str]
-    """Why a metric is NaN, by its name."""
-    curves: Mapping[str, Any] = field(default_factory=dict)
-    slices: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SplitResult:
-    """A split's results; the first task is the one that headlines show."""
-
-    rows: int
-    tasks: Mapping[str, TaskResult]
-    baselines: Mapping[str, Mapping[str, TaskResult]]
-    """By baseline, then by task."""
-
-    @property
-    def headline(self) -> TaskResult:
-        """The first task's results."""
-        return next(iter(self.tasks.values()))
 
 
 class SplitState:

@@ -57,10 +57,10 @@ class Tiers:
         return tiers_N
 
     def names(self) -> dict[int, str]:
-        """Words for each code, with the counts that bound it."""
+        """Words for each code, with the training rows that bound it."""
         return {
-            HEAD: f"head (from {self.head_from:,.0f} training rows)",
-            MIDDLE: f"middle (from {self.middle_from:,.0f} training rows)",
+            HEAD: f"head (≥ {self.head_from:,.0f} rows)",
+            MIDDLE: f"middle (≥ {self.middle_from:,.0f} rows)",
             TAIL: "tail",
             UNSEEN: "unseen in training",
             MISSING: "missing",

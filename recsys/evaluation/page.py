@@ -1,0 +1,301 @@
+"""report.html: one file that needs nothing else.
+
+Plotly is inlined, and a content security policy forbids the page any request. All text that comes
+from data or configuration is escaped.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from recsys.evaluation import plots
+from recsys.evaluation.document import to_text
+from recsys.evaluation.page_style import SCRIPT, STYLE
+from recsys.evaluation.results import Report, SplitResult
+from recsys.evaluation.verdict import NAMES
+
+_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+_METRICS = {
+    "auc": ("AUC", "chance that a clicked row scores above another; higher is better"),
+    "gauc": ("GAUC", "AUC within groups, by impressions; higher is better"),
+    "logloss": ("log loss", "lower is better"),
+    "ne": ("normalised entropy", "log loss against knowing the click rate; below 1 is useful"),
+    "calibration": ("calibration", "predicted clicks / clicks; 1 is right"),
+}
+_MORE = {
+    "gauc_unweighted": "GAUC, every group alike",
+    "groups": "groups",
+    "dropped_groups": "share of groups with one class (dropped)",
+    "dropped_impressions": "share of rows in no group or a dropped one",
+    "calibration_error": "mean calibration gap of the bins",
+    "auc_error": "standard error of AUC",
+    "click_rate": "click rate",
+    "mean_prediction": "mean prediction",
+}
+
+
+class Figures:
+    """The page's figures by element id, collected while its sections are written."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, plots.Figure] = {}
+
+    def place(self, title: str, figure: plots.Figure, note: str = "") -> str:
+        """A titled box for the figure."""
+        name = f"plot{len(self.by_id)}"
+        self.by_id[name] = figure
+        height = figure["layout"]["height"]
+        return (
+            f"<figure><figcaption>{escape(title)}</figcaption>{_note(note)}"
+            f'<div id="{name}" class="plot" style="height:{height}px"></div></figure>'
+        )
+
+
+def page(report: Report) -> str:
+    """The whole page as text."""
+    figures = Figures()
+    sections = [
+        _header(report),
+        _verdict(report),
+        _results(report.main_split, report.splits[report.main_split], figures),
+        _training(report, figures),
+        _tables(report),
+        _data(report),
+        *(
+            _results(name, result, figures)
+            for name, result in report.splits.items()
+            if name != report.main_split
+        ),
+        _details("Configuration", _tree(report.experiment)),
+        _details("Versions", _tree(report.versions)),
+    ]
+    # "<" inside a script could end it: any name or value may hold "</script>".
+    data = to_text({"figures": figures.by_id}, indent=None).replace("<", "\\u003c")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(report.name)}: evaluation</title><style>{STYLE}</style></head>"
+        f"<body><main>{''.join(sections)}</main>"
+        f'<script type="application/json" id="figures">{data}</script>'
+        f"<script>{get_plotlyjs()}</script><script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def _header(report: Report) -> str:
+    facts = [f"{report.created:%Y-%m-%d %H:%M} UTC"]
+    facts += [f"{key.replace('_', ' ')} {_text(value)}" for key, value in report.model.items()]
+    if report.data is not None:
+        facts.append(f"data {report.data.name}, version {report.data.version}")
+    items = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
+    return f'<header><h1>{escape(report.name)}</h1><ul class="facts">{items}</ul></header>'
+
+
+def _verdict(report: Report) -> str:
+    level, headline, sentences = report.verdict()
+    paragraphs = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences)
+    return f'<section class="verdict {level}"><h2>{escape(headline)}</h2>{paragraphs}</section>'
+
+
+def _results(name: str, result: SplitResult, figures: Figures) -> str:
+    parts = [f"<h2>{escape(name.capitalize())} split · {result.rows:,} rows</h2>"]
+    for task, found in result.tasks.items():
+        if len(result.tasks) > 1:
+            parts.append(f"<h3>{escape(task)}</h3>")
+        baselines = {n: tasks[task] for n, tasks in result.baselines.items()}
+        parts.append(_comparison({"model": found, **baselines}))
+        parts.append(_undefined(found.undefined))
+        boxes = []
+        if found.curves["roc"]["true_positive_rate"]:
+            boxes.append(figures.place("ROC", plots.roc_figure(found, baselines)))
+        if "calibration" not in found.undefined:
+            boxes.append(
+                figures.place(
+                    "Calibration",
+                    plots.calibration_figure(found.curves["calibration"]),
+                    "Bins of equal weight; bars are 95% intervals of the observed rate.",
+                )
+            )
+        if found.curves["scores"]["edges"]:
+            boxes.append(figures.place("Scores", plots.score_figure(found.curves["scores"])))
+        parts.append(f'<div class="grid">{"".join(boxes)}</div>')
+        slices = "".join(
+            _slice(field, slices, found.metrics["auc"], figures)
+            for field, slices in found.slices.items()
+        )
+        parts.append(f'<div class="masonry">{slices}</div>' if slices else "")
+        more = [(label, _number(found.metrics[key], key)) for key, label in _MORE.items()]
+        parts.append(_details("More figures", _rows(("", "model"), more)))
+    return f"<section>{''.join(parts)}</section>"
+
+
+def _undefined(reasons: Mapping[str, str]) -> str:
+    """One line for each reason, with the metrics it concerns."""
+    named: dict[str, list[str]] = {}
+    for metric, why in reasons.items():
+        if metric in _METRICS:
+            named.setdefault(why, []).append(_METRICS[metric][0])
+    return "".join(_note(f"Not defined, as {why}: {', '.join(m)}.") for why, m in named.items())
+
+
+def _comparison(results: Mapping[str, Any]) -> str:
+    """Metrics down, predictors across."""
+    head = ("", *(NAMES.get(name, name) for name in results))
+    rows = [
+        (label, *(_number(result.metrics[key], key) for result in results.values()))
+        for key, (label, _) in _METRICS.items()
+    ]
+    hints = [hint for _, hint in _METRICS.values()]
+    return _rows(head, rows, hints, name="compare")
+
+
+def _slice(field: str, slices: list[dict[str, Any]], overall: float, figures: Figures) -> str:
+    figure = plots.slice_figure(slices, overall)
+    head = (field, "rows", "clicks", "AUC", "log loss", "calibration")
+    rows = [
+        (
+            str(row["value"]),
+            f"{row['rows']:,}",
+            _number(row["click_rate"], "click_rate"),
+            *(_number(row[key], key) for key in ("auc", "logloss", "calibration")),
+        )
+        for row in slices
+    ]
+    table = _rows(head, rows)
+    if figure is None:
+        return f"<figure><figcaption>By {escape(field)}</figcaption>{table}</figure>"
+    box = figures.place(f"By {field}", figure, "Dotted: all rows. Bars: 95% intervals.")
+    return box.removesuffix("</figure>") + _details("Table", table) + "</figure>"
+
+
+def _training(report: Report, figures: Figures) -> str:
+    drawn = plots.training_figures(report.training)
+    boxes = "".join(figures.place(title, figure) for title, figure in drawn.items())
+    return f'<section><h2>Training</h2><div class="grid">{boxes}</div></section>' if boxes else ""
+
+
+def _tables(report: Report) -> str:
+    if not report.tables:
+        return ""
+    rows = [
+        (
+            table.name,
+            ", ".join(table.fields),
+            f"{table.rows:,}",
+            str(table.embedding_dim),
+            f"{table.parameters:,}",
+            _size(table.size_bytes),
+            _size(table.optimizer_bytes),
+            table.sharding.replace("_", "-"),
+        )
+        for table in sorted(report.tables, key=lambda table: -table.size_bytes)
+    ]
+    total = (
+        "all",
+        "",
+        f"{sum(t.rows for t in report.tables):,}",
+        "",
+        f"{sum(t.parameters for t in report.tables):,}",
+        _size(sum(t.size_bytes for t in report.tables)),
+        _size(sum(t.optimizer_bytes for t in report.tables)),
+        "",
+    )
+    head = ("table", "fields", "rows", "width", "parameters", "weights", "optimizer", "sharding")
+    kept = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", "0 B") for row in rows)]
+    chosen = [tuple(row[i] for i in kept) for row in (*rows, total)]
+    body = _rows(tuple(head[i] for i in kept), chosen, name="total")
+    return f"<section><h2>Embedding tables</h2>{body}</section>"
+
+
+def _data(report: Report) -> str:
+    data = report.data
+    if data is None:
+        return ""
+    share = data.rows_rejected / data.rows_in if data.rows_in else 0.0
+    facts = [
+        ("version", f"{data.name}, version {data.version}"),
+        ("fingerprint", data.fingerprint),
+        ("rows", ", ".join(f"{split} {rows:,}" for split, rows in data.rows.items())),
+        ("rows in", f"{data.rows_in:,}"),
+        ("rejected rows", f"{data.rows_rejected:,} ({share:.3%})"),
+    ]
+    if data.rejected_path is not None and data.rows_rejected:
+        facts.append(("kept in", data.rejected_path))
+    reasons = sorted(data.rejected_reasons.items(), key=lambda item: -item[1])
+    body = _rows(("", ""), facts, name="pairs")
+    if reasons:
+        body += _rows(("rejected because", "rows"), [(why, f"{n:,}") for why, n in reasons])
+    sources = "".join(_tree(source) for source in data.sources)
+    body += _details("Sources", sources) if sources else ""
+    return f"<section><h2>Data</h2>{body}</section>"
+
+
+def _rows(
+    head: tuple[str, ...],
+    rows: Iterable[tuple[str, ...]],
+    hints: list[str] | None = None,
+    *,
+    name: str = "",
+) -> str:
+    """A table; numbers are aligned by the style, the first column names the row."""
+    cells = "".join(f'<th scope="col">{escape(text)}</th>' for text in head)
+    lines = []
+    for place, (first, *others) in enumerate(rows):
+        hint = f"<small>{escape(hints[place])}</small>" if hints else ""
+        values = "".join(f"<td>{escape(text)}</td>" for text in others)
+        lines.append(f'<tr><th scope="row">{escape(first)}{hint}</th>{values}</tr>')
+    top = f"<thead><tr>{cells}</tr></thead>" if any(head) else ""
+    body = f"<tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll"><table class="{name}">{top}{body}</table></div>'
+
+
+def _tree(value: object) -> str:
+    """Nested configuration as nested lists."""
+    if isinstance(value, Mapping) and value:
+        items = (f"<li><b>{escape(str(k))}</b> {_tree(v)}</li>" for k, v in value.items())
+        return f"<ul class='tree'>{''.join(items)}</ul>"
+    if isinstance(value, list | tuple) and any(isinstance(v, Mapping) for v in value):
+        return f"<ul class='tree'>{''.join(f'<li>{_tree(v)}</li>' for v in value)}</ul>"
+    return f"<code>{escape(_text(value))}</code>"
+
+
+def _text(value: object) -> str:
+    match value:
+        case bool() | None:
+            return {True: "yes", False: "no", None: "none"}[value]
+        case int():
+            return f"{value:,}"
+        case list() | tuple():
+            return ", ".join(map(_text, value)) or "none"
+        case Mapping():
+            return "none"
+    return str(value)
+
+
+def _details(title: str, body: str) -> str:
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>' if text else ""
+
+
+def _number(value: float, name: str) -> str:
+    """A metric as text; a dash where it is not defined."""
+    if math.isnan(value):
+        return "–"
+    if name in ("click_rate", "mean_prediction", "dropped_groups", "dropped_impressions"):
+        return f"{value:.2%}" if value >= 0.01 or value == 0 else f"{value:.4%}"
+    return f"{value:,.0f}" if name in ("rows", "groups") else f"{value:.4f}"
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:,.0f} {unit}" if unit == "B" else f"{size_bytes:,.1f} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:,.1f} TiB"
