@@ -128,7 +128,7 @@ def makefile_targets() -> set[str]:
 def code_lines(path: Path) -> list[str]:
     """The lines of a text's shell blocks, without their comments and continuation."""
     text = path.read_text()
-    blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", text, flags=re.M | re.S)
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)
     joined = "\n".join(blocks).replace("\\\n", " ")
     return [line.split("#")[0].strip() for line in joined.splitlines() if line.strip()]
 

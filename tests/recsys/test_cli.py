@@ -132,6 +132,16 @@ def test_a_bad_configuration_lists_its_problems_and_exits_2(recsys, tmp_path):
     assert re.search(r"^  bad\.yaml:\d+: training\.epoch: unknown key; did you mean", err, re.M)
 
 
+def test_the_error_that_the_readme_shows_is_the_one_that_is_printed(recsys):
+    example = (ROOT / "examples" / "movielens_din.yaml").read_text()
+    Path("examples").mkdir()
+    changed = example.replace("of: item_id", "of: item").replace("epochs:", "epoch:")
+    Path("examples/movielens_din.yaml").write_text(changed)
+    code, _, err = recsys("check", "examples/movielens_din.yaml")
+    assert code == 2
+    assert f"```\n{err}```" in (ROOT / "README.md").read_text()
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(recsys):
     for arguments in (["--debug", "run", "absent.yaml"], ["run", "absent.yaml", "--debug"]):
         code, _, err = recsys(*arguments)
