@@ -5,8 +5,12 @@ Imports torch, Polars and the feature store; nothing of training is needed to se
 Shapes: B rows, T tasks.
 """
 
+import os
 import platform
-from collections.abc import Callable, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +34,9 @@ OnProgress = Callable[[str, int, int | None], None]
 MAX_BATCH = 16_384
 """Rows in one run of the program; more are cut."""
 
+_SMALLEST_SHARE = 512
+"""Rows below which cutting a batch between threads costs more than it saves."""
+
 _X86_CAPABILITIES = ["DEFAULT", "AVX2", "AVX512"]
 
 
@@ -49,17 +56,18 @@ class Predictor:
         BundleMismatch: A file was changed, or the program cannot run on this machine.
     """
 
-    def __init__(self, folder: Path, *, num_threads: int = 1) -> None:
+    def __init__(self, folder: Path, *, num_threads: int | None = None) -> None:
         """Load a bundle.
 
         Args:
             folder: The bundle.
-            num_threads: Calls of `score` that may run the program at the same time.
+            num_threads: Batches scored at the same time, one core each; every core if absent.
         """
-        self.num_threads = num_threads
+        self.num_threads = num_threads or len(os.sched_getaffinity(0))
         self.bundle = Bundle.open(folder)
         self.fitted = self.bundle.fitted
-        self.program = load_program(self.bundle, num_threads)
+        self.program = load_program(self.bundle, self.num_threads)
+        self.threads = scoring_threads(self.num_threads)
 
     @property
     def signature(self) -> Signature:
@@ -77,10 +85,17 @@ class Predictor:
             SchemaMismatch: A column is missing.
             RowMismatch: A value is not of its column's type.
         """
-        return self.score_conformed(self.signature.conform(raw, first_row))
+        conformed = self.signature.conform(raw, first_row)
+        share = -(-conformed.height // self.num_threads)
+        parts = list(conformed.iter_slices(max(share, _SMALLEST_SHARE))) or [conformed]
+        return np.concatenate(list(self.threads.map(self.score_conformed, parts)))
 
     def score_conformed(self, raw: pl.DataFrame) -> np.ndarray:
-        """Probabilities of rows that `Signature.conform` or `requests.table` made."""
+        """Probabilities of rows that `Signature.conform` or `requests.table` made.
+
+        To be called in one of `threads`: elsewhere the threads of Polars and those of the program,
+        which wait by spinning, take the cores from each other.
+        """
         encoded = self.fitted.encode(raw.lazy()).collect()
         scores = [self._run(piece) for piece in encoded.iter_slices(MAX_BATCH) if piece.height]
         if not scores:
@@ -119,11 +134,11 @@ class Predictor:
         total = streams.num_rows(source)
         rows, nulls = 0, dict.fromkeys((c.name for c in signature.columns if not c.nullable), 0)
         with streams.score_writer(target, signature.tasks) as writer:
-            for raw in streams.read_batches(source, signature, tuple(keep), batch_size):
-                conformed = _conformed(signature, raw, rows + 1, source)
+            batches = streams.read_batches(source, signature, tuple(keep), batch_size)
+            for raw, conformed, scores_BT in self._scored(batches, source):
                 for name in nulls:
                     nulls[name] += conformed[name].null_count()
-                writer.write(raw.select(keep), self.score_conformed(conformed))
+                writer.write(raw.select(keep), scores_BT)
                 rows += raw.height
                 on_progress("score", rows, total)
             if not rows:
@@ -150,6 +165,35 @@ class Predictor:
             largest = max(largest, float(differences.max()))
         return largest
 
+    def _scored(
+        self, batches: Iterator[pl.DataFrame], source: Path
+    ) -> Iterator[tuple[pl.DataFrame, pl.DataFrame, np.ndarray]]:
+        """Batches with their scores, in order; a few are scored while the next are read."""
+        waiting: deque[tuple[pl.DataFrame, Future[tuple[pl.DataFrame, np.ndarray]]]] = deque()
+        first_row = 1
+        try:
+            for raw in batches:
+                waiting.append((raw, self.threads.submit(self._score, raw, first_row, source)))
+                first_row += raw.height
+                if len(waiting) > self.num_threads:
+                    done, scored = waiting.popleft()
+                    yield done, *scored.result()
+            while waiting:
+                done, scored = waiting.popleft()
+                yield done, *scored.result()
+        finally:
+            for _, scored in waiting:
+                scored.cancel()
+
+    def _score(
+        self, raw: pl.DataFrame, first_row: int, source: Path
+    ) -> tuple[pl.DataFrame, np.ndarray]:
+        try:
+            conformed = self.signature.conform(raw, first_row)
+        except RowMismatch as error:
+            raise RowMismatch(f"{source}: {error}") from error
+        return conformed, self.score_conformed(conformed)
+
     def _run(self, encoded: pl.DataFrame) -> np.ndarray:
         layout = self.fitted.layout
         if not fits(encoded, layout):
@@ -157,6 +201,24 @@ class Predictor:
             half = encoded.height // 2
             return np.concatenate([self._run(encoded[:half]), self._run(encoded[half:])])
         return self.program(program_inputs(encoded, layout)).numpy()
+
+
+def scoring_threads(count: int) -> ThreadPoolExecutor:
+    """Threads in which torch works on one core each; this thread keeps its own number."""
+    before = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, thread_name_prefix="score", initializer=_take_one_core)
+    # torch also remembers the last number for threads to come: start all of these, then restore it.
+    started = threading.Barrier(count + 1)
+    for _ in range(count):
+        pool.submit(started.wait)
+    started.wait()
+    torch.set_num_threads(before)
+    return pool
+
+
+def _take_one_core() -> None:
+    torch.get_num_threads()  # a thread's first call takes the process's number: let it be now
+    torch.set_num_threads(1)
 
 
 def load_program(bundle: Bundle, num_threads: int = 1) -> Program:
@@ -195,15 +257,6 @@ def _check_kept(keep: Sequence[str], tasks: Sequence[str]) -> None:
             )
         if list(keep).count(name) > 1:
             raise ValueError(f"the column {name!r} is to be kept twice; name it once")
-
-
-def _conformed(
-    signature: Signature, raw: pl.DataFrame, first_row: int, source: Path
-) -> pl.DataFrame:
-    try:
-        return signature.conform(raw, first_row)
-    except RowMismatch as error:
-        raise RowMismatch(f"{source}: {error}") from error
 
 
 def _check_torch(bundle: Bundle) -> None:

@@ -9,14 +9,8 @@ Shapes: B rows, T tasks.
 
 import asyncio
 import json
-import os
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from recsys.export.bundle import BundleMismatch
 from recsys.export.predictor import Predictor
@@ -44,26 +38,13 @@ def create_app(predictor: Predictor, *, max_rows: int = MAX_ROWS) -> FastAPI:
     """The service of one loaded bundle.
 
     Args:
-        predictor: Loaded with as many `num_threads` as should score at the same time.
+        predictor: Its threads take the requests, one each.
         max_rows: Largest number of rows in a request.
     """
-    pool = ThreadPoolExecutor(
-        max_workers=predictor.num_threads,
-        thread_name_prefix="score",
-        # Requests run side by side, one core each, rather than each on every core.
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        pool.shutdown()
-
     manifest = predictor.bundle.manifest
     signature = predictor.signature.model_dump(mode="json")
     # The documentation pages of FastAPI load scripts from elsewhere; `/signature` is ours.
-    app = FastAPI(title="recsys", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app = FastAPI(title="recsys", docs_url=None, redoc_url=None)
 
     @app.post("/predict")
     async def predict(request: Request) -> Response:
@@ -75,7 +56,9 @@ def create_app(predictor: Predictor, *, max_rows: int = MAX_ROWS) -> FastAPI:
                     {"detail": f"the request has more than {MAX_BODY_BYTES} bytes"}, 413
                 )
         loop = asyncio.get_running_loop()
-        status, answer = await loop.run_in_executor(pool, respond, predictor, bytes(body), max_rows)
+        status, answer = await loop.run_in_executor(
+            predictor.threads, respond, predictor, bytes(body), max_rows
+        )
         return Response(answer, status, media_type="application/json")
 
     @app.get("/health")
@@ -129,7 +112,7 @@ def serve(
     Raises:
         BundleMismatch: A file was changed, or the bundle does not give its golden scores here.
     """
-    predictor = Predictor(folder, num_threads=num_threads or len(os.sched_getaffinity(0)))
+    predictor = Predictor(folder, num_threads=num_threads)
     verify_scores(predictor)
     uvicorn.run(create_app(predictor), host=host, port=port, access_log=False)
 

@@ -23,6 +23,13 @@ from feature_store.encoding import FittedFeatures
 from feature_store.features import Bag, FeatureSet, Sequence, source_of
 from recsys.export.tensors import input_names
 
+_TIME_FORMS = (
+    "%Y-%m-%dT%H:%M:%S%.f",
+    "%Y-%m-%dT%H:%M:%S%.f%:z",
+    "%Y-%m-%dT%H:%M",
+    "%Y-%m-%dT%H:%M%:z",
+)
+
 
 class RowMismatch(ValueError):
     """A raw value that is not of its column's declared type."""
@@ -207,9 +214,23 @@ def _from_text(values: pl.Series, dtype: pl.DataType) -> pl.Series:
         lowered = stripped.str.to_lowercase()
         return lowered.replace_strict(words, default=None, return_dtype=pl.Boolean)
     if isinstance(dtype, pl.Datetime):
-        times = stripped.str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
-        return times.dt.replace_time_zone(None)
+        return _times(stripped)
+    if isinstance(dtype, pl.Date):
+        return stripped.str.to_date("%Y-%m-%d", strict=False)
     return stripped.cast(dtype, strict=False)
+
+
+def _times(values: pl.Series) -> pl.Series:
+    """ISO times in UTC; each by its own form, since an inferred one would depend on its batch."""
+    values = values.str.replace(r"^(\d{4}-\d\d-\d\d) ", "${1}T").str.replace("Z$", "+00:00")
+    times = pl.Series(values.name, [None], dtype=pl.Datetime("us")).new_from_index(0, len(values))
+    for form in _TIME_FORMS:
+        if not times.null_count():
+            break
+        zone = "UTC" if form.endswith("z") else None
+        read = values.str.to_datetime(form, time_unit="us", time_zone=zone, strict=False)
+        times = times.fill_null(read.dt.replace_time_zone(None))
+    return times
 
 
 def _first_lost(before: pl.Series, after: pl.Series) -> int | None:

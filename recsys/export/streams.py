@@ -53,10 +53,15 @@ def check_paths(source: Path, target: Path) -> None:
 
 
 def num_rows(source: Path) -> int | None:
-    """Rows of a file where that is known without reading it."""
-    if source.suffix.lower() in _PARQUET:
+    """Rows of a file where that is known without reading it.
+
+    Raises:
+        UnreadableInput: The file is not what its ending says.
+    """
+    if source.suffix.lower() not in _PARQUET:
+        return None
+    with _readable(source):
         return pyarrow.parquet.read_metadata(source).num_rows
-    return None
 
 
 def read_batches(
@@ -72,16 +77,28 @@ def read_batches(
     """
     names = tuple(dict.fromkeys((*signature.names, *keep)))
     ending = source.suffix.lower()
+    if ending in _PARQUET:
+        batches = _parquet_batches(source, names, batch_size)
+    elif ending in _JSON_LINES:
+        batches = _json_batches(source, signature, keep, batch_size)
+    else:
+        # Text cannot tell an empty list from a missing one; scoring takes them for the same.
+        lists = [c.name for c in signature.columns if c.separator is not None]
+        batches = (
+            batch.with_columns(pl.col(lists).fill_null(""))
+            for batch in _csv_batches(source, names, batch_size)
+        )
+    with _readable(source):
+        yield from batches
+
+
+@contextmanager
+def _readable(source: Path) -> Iterator[None]:
     if source.stat().st_size == 0:
         raise UnreadableInput(f"{source} is empty: expected a header or rows")
     try:
-        if ending in _PARQUET:
-            yield from _parquet_batches(source, names, batch_size)
-        elif ending in _JSON_LINES:
-            yield from _json_batches(source, signature, keep, batch_size)
-        else:
-            yield from _csv_batches(source, names, batch_size)
-    except pa.ArrowInvalid as error:
+        yield
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise UnreadableInput(f"{source} cannot be read: {error}") from error
 
 
@@ -205,7 +222,7 @@ class ScoreWriter:
         Raises:
             ValueError: A kept column cannot be written in this format, or changes its type.
         """
-        frame = kept.hstack(list(pl.DataFrame(scores_BT, schema=list(self.tasks))))
+        frame = pl.DataFrame([*kept, *pl.DataFrame(scores_BT, schema=list(self.tasks))])
         if self._schema is None:
             self._begin(frame)
         assert self._schema is not None

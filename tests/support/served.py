@@ -17,7 +17,7 @@ from feature_store.features import (
     Sequence,
 )
 from pipelines.fit import fit
-from recsys.embeddings.serving import ServingEmbeddings
+from recsys.embeddings.serving import PaddedIds, ServedBatch, ServingEmbeddings
 from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
 from recsys.models import DINConfig, DNNConfig, ranker
 from recsys.models.ranker import AbstractRanker
@@ -79,4 +79,23 @@ def served_ranker(features: FittedFeatures, kind: str = "din") -> AbstractRanker
     tables = tables_of(features.layout, config)
     weights = {t.name: torch.randn(t.num_embeddings, t.settings.embedding_dim) for t in tables}
     model_config = {"din": DINConfig(), "dnn": DNNConfig()}[kind]
-    return ranker(model_config, features.layout, ServingEmbeddings(tables, weights)).eval()
+    made = ranker(model_config, features.layout, ServingEmbeddings(tables, weights)).eval()
+    with torch.no_grad():
+        made.output.weight.mul_(20.0)
+    return made
+
+
+def trained_scores(features: FittedFeatures, model: AbstractRanker, raw: pl.DataFrame) -> list:
+    """Scores by the model itself, row by row, from ids and numbers read out of Polars values."""
+    encoded = features.encode(raw.lazy()).collect()
+    scores = []
+    for row in encoded.iter_rows(named=True):
+        ids = {}
+        for field in features.layout.ids:
+            values = row[field.name] if field.shape != "single" else [row[field.name]]
+            lengths = torch.tensor([len(values)])
+            ids[field.name] = PaddedIds(torch.tensor([values or [0]]), lengths)
+        dense = torch.tensor([[row[name] for name in features.layout.dense]])
+        with torch.no_grad():
+            scores.append(torch.sigmoid(model(ServedBatch(ids, dense)))[0].tolist())
+    return scores
