@@ -37,6 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RECORD = "recsys"
 _TABLE, _BUILDS, _REJECTED, _WORK = "table", "builds", "rejected", ".building"
 _MAX_ATTEMPTS = 20
+_SETTLED_NS = 2_000_000_000
 
 
 class VersionNotFound(LookupError):
@@ -51,6 +52,8 @@ class SourceFile(TypedDict):
     modified_ns: int
     """Time of the last modification, in nanoseconds since 1970."""
     sha256: str
+    hashed_ns: int
+    """Time at which the content was identified, likewise."""
 
 
 class Metadata(TypedDict):
@@ -181,6 +184,21 @@ class Store:
         """
         records = list(self._records(name, self._table(name).version()))
         return [self._version(name, number, record) for number, record in reversed(records)]
+
+    def hashes(self, name: str) -> dict[tuple[str, int, int], str]:
+        """sha256 of the files that builds have read, by path, size and time of modification.
+
+        Files that were modified just before they were read are left out: another change may have
+        come within the clock's resolution.
+        """
+        if not self.exists(name):
+            return {}
+        return {
+            (source["path"], source["size_bytes"], source["modified_ns"]): source["sha256"]
+            for _, record in self._records(name, self._table(name).version())
+            for source in record.metadata["sources"]
+            if source["hashed_ns"] - source["modified_ns"] > _SETTLED_NS
+        }
 
     def exists(self, name: str) -> bool:
         """Whether there is a table of that name."""

@@ -54,7 +54,15 @@ def metadata(fingerprint: str) -> Metadata:
     return Metadata(
         fingerprint=fingerprint,
         config_hash="c",
-        sources=[{"path": "x.csv", "size_bytes": 3, "modified_ns": 5, "sha256": "ab"}],
+        sources=[
+            {
+                "path": "x.csv",
+                "size_bytes": 3,
+                "modified_ns": 5,
+                "sha256": "ab",
+                "hashed_ns": 5 + 3 * 10**9,
+            }
+        ],
         rows_in=10,
         rows_rejected=1,
         rejected_reasons={"why": 1},

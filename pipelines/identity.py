@@ -1,0 +1,93 @@
+"""What raw files and a configuration are, in one number: equal numbers build equal versions."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from feature_store import encoding, vocabulary
+from feature_store.features import FeatureSet
+from feature_store.store import SourceFile
+from pipelines.sources import DataConfig
+from pipelines.tables import source_files
+
+FORMAT = 1
+"""Raised with every change of which rows a build takes, of their split or of how they are kept."""
+
+KnownHashes = Mapping[tuple[str, int, int], str]
+"""sha256 by path, size and time of modification."""
+
+
+class SourceChanged(ValueError):
+    """A file was changed while it was read."""
+
+
+def configured_files(data: DataConfig) -> list[Path]:
+    """All files that a build reads: those of the rows, then those of the side tables."""
+    return [file for table in (data, *data.joins) for file in source_files(table.path)]
+
+
+def identify(file: Path, known: KnownHashes) -> SourceFile:
+    """A file with its content's hash, which is not computed again where it is known."""
+    status = file.stat()
+    key = (str(file.absolute()), status.st_size, status.st_mtime_ns)
+    return SourceFile(
+        path=key[0],
+        size_bytes=status.st_size,
+        modified_ns=status.st_mtime_ns,
+        hashed_ns=time.time_ns(),
+        sha256=known.get(key) or _sha256(file),
+    )
+
+
+def require_unchanged(sources: Sequence[SourceFile]) -> None:
+    """Check that files are as they were identified.
+
+    Raises:
+        SourceChanged: Names the file that is not.
+    """
+    for source in sources:
+        status = Path(source["path"]).stat()
+        if (status.st_size, status.st_mtime_ns) != (source["size_bytes"], source["modified_ns"]):
+            raise SourceChanged(
+                f"{source['path']} was changed while it was read, so nothing was written; build"
+                " again when it is complete"
+            )
+
+
+def fingerprint(data: DataConfig, feature_set: FeatureSet, sources: Sequence[SourceFile]) -> str:
+    """sha256 over all that decides what a version holds; where files lie does not."""
+    described = _plain(data, {"path", "store", "joins"})
+    described["joins"] = [_plain(join, {"path"}) for join in data.joins]
+    return _digest(
+        {
+            "formats": [FORMAT, encoding.FORMAT],
+            "hashes": vocabulary.HASH_LIBRARY,
+            "data": described,
+            "files": [len(source_files(table.path)) for table in (data, *data.joins)],
+            "features": _plain(feature_set),
+            "sources": [source["sha256"] for source in sources],
+        }
+    )
+
+
+def config_hash(data: DataConfig, feature_set: FeatureSet) -> str:
+    """sha256 of the two configurations as they stand."""
+    return _digest({"data": _plain(data), "features": _plain(feature_set)})
+
+
+def _plain(config: BaseModel, without: set[str] | None = None) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=without)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

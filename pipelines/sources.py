@@ -1,0 +1,289 @@
+"""Raw files to one lazy table of usable rows, under the schema the user declares.
+
+Text is staged as typed Parquet, Parquet is read where it lies; side tables are joined; then rows
+that no training can use (a label that is neither 0 nor 1, no timestamp, a negative weight) are
+kept aside. Missing, NaN and infinite numbers are *not* rejected: a feature has a default for them.
+"""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import polars as pl
+from pydantic import Field, model_validator
+
+from feature_store.columns import SchemaMismatch
+from feature_store.features import ROW_COLUMN, FeatureSet, Sequence, nearest, source_of
+from pipelines.delimited import Delimited
+from pipelines.rejection import Rejection, content_of, require_few
+from pipelines.split import SplitConfig
+from pipelines.tables import ColumnConfig, TableConfig, format_of, source_files
+from pipelines.typed import UNREADABLE, scan
+from pipelines.usable import unusable
+
+__all__ = ["ColumnConfig", "DataConfig", "JoinConfig", "OnProgress", "Source", "preview", "read"]
+
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how much of it is done, and how much there is if known."""
+
+
+class JoinConfig(TableConfig):
+    """A side table with one row per key, such as the items; rows without a partner get nulls."""
+
+    on: str
+    """Column of both tables that holds the key."""
+
+    @model_validator(mode="after")
+    def _has_key(self) -> "JoinConfig":
+        if self.on not in self.columns:
+            raise ValueError(
+                f"on: the key {self.on!r} is not among the table's columns;"
+                f" {nearest(self.on, list(self.columns))}"
+            )
+        return self
+
+
+class DataConfig(TableConfig):
+    """Where the raw rows come from, how they are shared out, and where versions rest."""
+
+    joins: tuple[JoinConfig, ...] = ()
+    """Side tables, joined in this order."""
+    split: SplitConfig = SplitConfig()
+    max_rejected: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    """Share of the rows of any table that may be unusable before the build is an error."""
+    store: Path = Path("store")
+    """Folder of the feature store."""
+
+    @model_validator(mode="after")
+    def _joins_fit(self) -> "DataConfig":
+        known = list(self.columns)
+        for join in self.joins:
+            if join.on not in known:
+                raise ValueError(
+                    f"joins: the key {join.on!r} of {join.path} is not a column of the rows;"
+                    f" {nearest(join.on, known)}"
+                )
+            for name in join.columns:
+                if name != join.on and name in known:
+                    raise ValueError(
+                        f"joins: the column {name!r} of {join.path} is already there; give it"
+                        " another name (`column` then names it in the file)"
+                    )
+            known += [name for name in join.columns if name != join.on]
+        return self
+
+
+@dataclass(frozen=True)
+class Source:
+    """Usable rows, and what became of the others."""
+
+    frame: pl.LazyFrame
+    """`__row` and the needed columns, in the order of the files; the same whenever it is read."""
+    rows_in: int
+    """Rows of the main files."""
+    rejections: list[Rejection]
+    """Rows of the main files that cannot be used."""
+    side_rejections: list[Rejection] = field(default_factory=list)
+    """Rows of side tables that cannot be used."""
+    unmatched: dict[str, int] = field(default_factory=dict)
+    """By side table: rows without a partner in it."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """The first rows, as a build would see them."""
+
+    rows: pl.DataFrame
+    rows_read: int
+    rows_rejected: int
+
+
+@dataclass(frozen=True)
+class _Table:
+    frame: pl.LazyFrame
+    num_rows: int
+    rejections: list[Rejection]
+    places: "_Places"
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where a `__row` is in its file."""
+
+    files: list[Path]
+    first_rows: list[int]
+    first_line: int
+
+    def of(self, row: int) -> tuple[str, int]:
+        index = max(i for i, first in enumerate(self.first_rows) if first <= row)
+        return str(self.files[index]), row - self.first_rows[index] + self.first_line
+
+
+def read(
+    config: DataConfig,
+    feature_set: FeatureSet,
+    folder: Path,
+    *,
+    limit: int | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> Source:
+    """The usable rows of the configured files, with the columns that the features need.
+
+    Args:
+        config: The data.
+        feature_set: Decides which columns are read and what makes a row usable.
+        folder: For staged files; must stay as long as the frame is used.
+        limit: Read about so many of the first rows only.
+        on_progress: Told of rows of text that were read.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        SchemaMismatch: A file does not have the declared columns, in a type that can be read.
+        TooManyRejected: A side table has more unusable rows than allowed.
+        ValueError: A file or a table is empty or damaged, or a side table repeats a key.
+    """
+    needed = _needed(config, feature_set)
+    mine = [name for name in config.columns if name in needed]
+    table = _read(config, mine, folder, limit, on_progress)
+    if table.num_rows == 0:
+        raise ValueError(f"{config.path}: there are no rows, only a header")
+    frame = table.frame
+    side_rejections: list[Rejection] = []
+    unmatched: dict[str, int] = {}
+    for number, join in enumerate(config.joins):
+        theirs = [name for name in join.columns if name in needed or name == join.on]
+        side_folder = folder / f"join-{number}"
+        side_folder.mkdir()
+        side = _read(join, theirs, side_folder, None, on_progress)
+        require_few(side.rejections, side.num_rows, config.max_rejected, None)
+        side_rejections += side.rejections
+        frame, unmatched[str(join.path)] = _joined(frame, side, join, table.num_rows)
+    late = unusable(frame, feature_set, table.places.of)
+    if late:
+        rows = pl.Series(sorted(late), dtype=pl.Int64)
+        frame = frame.filter(~pl.col(ROW_COLUMN).is_in(rows.implode()))
+    rejections = sorted([*table.rejections, *late.values()], key=lambda r: (r.file, r.line))
+    return Source(frame, table.num_rows, rejections, side_rejections, unmatched)
+
+
+def preview(config: DataConfig, feature_set: FeatureSet, num_rows: int = 1000) -> Preview:
+    """The first usable rows in the declared types; raises what `read` raises."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = read(config, feature_set, Path(folder), limit=num_rows)
+        rows = source.frame.head(num_rows).collect()
+    return Preview(rows, source.rows_in, len(source.rejections))
+
+
+def _needed(config: DataConfig, feature_set: FeatureSet) -> dict[str, str]:
+    """Raw columns to read, and what needs each."""
+    needed: dict[str, str] = {join.on: f"the join with {join.path}" for join in config.joins}
+    for feature in feature_set.inputs:
+        if isinstance(feature, Sequence) and feature.history is not None:
+            needed[feature.history.by] = f"the history of {feature.name!r}"
+        else:
+            needed[source_of(feature)] = f"the feature {feature.name!r}"
+    for label in feature_set.labels:
+        needed[source_of(label)] = f"the label {label.name!r}"
+    for what in ("weight", "group", "timestamp"):
+        if (name := getattr(feature_set, what)) is not None:
+            needed[name] = f"features.{what}"
+    if config.split.by == "user" and config.split.user is not None:
+        needed[config.split.user] = "data.split.user"
+    known = [*config.columns, *(name for join in config.joins for name in join.columns)]
+    for name, what in needed.items():
+        if name not in known:
+            raise SchemaMismatch(
+                f"{what} reads the column {name!r}, which the data do not declare;"
+                f" {nearest(name, known)}"
+            )
+    return needed
+
+
+def _read(
+    table: TableConfig,
+    names: list[str],
+    folder: Path,
+    limit: int | None,
+    on_progress: OnProgress,
+) -> _Table:
+    files = source_files(table.path)
+    formats = {format_of(table, file) for file in files}
+    if formats == {"parquet"}:
+        return _read_parquet(files, table, names, limit)
+    if "parquet" in formats:
+        raise ValueError(f"{table.path}: text and Parquet files cannot be read as one table")
+    texts = [Delimited(file, table, format_of(table, file)) for file in files]
+    num_rows = 0
+    first_rows: list[int] = []
+    parts: list[Path] = []
+    rejections: list[Rejection] = []
+    for number, text in enumerate(texts):
+        left = None if limit is None else limit - num_rows
+        if left is not None and left <= 0:
+            break
+        part = folder / f"{number:06d}.parquet"
+        on_progress(f"reading {text.file.name}", num_rows, None)
+        staged = text.stage(names, part, num_rows, left)
+        parts.append(part)
+        first_rows.append(num_rows)
+        num_rows += staged.num_lines
+        rejections += staged.rejected
+    places = _Places(files, first_rows, 2 if table.header else 1)
+    return _Table(pl.scan_parquet(parts, glob=False), num_rows, rejections, places)
+
+
+def _read_parquet(
+    files: list[Path], table: TableConfig, names: list[str], limit: int | None
+) -> _Table:
+    typed = scan(files, table, names)
+    first_rows = [sum(typed.num_rows[:index]) for index in range(len(files))]
+    places = _Places(files, first_rows, 1)
+    frame = typed.frame if limit is None else typed.frame.head(limit)
+    num_rows = sum(typed.num_rows) if limit is None else min(limit, sum(typed.num_rows))
+    if UNREADABLE not in frame.collect_schema():
+        return _Table(frame, num_rows, [], places)
+    failed = pl.col(UNREADABLE).is_not_null()
+    bad = frame.filter(failed).collect(engine="streaming")
+    rejections = [
+        Rejection(
+            *places.of(row[ROW_COLUMN]),
+            kind=f"{row[UNREADABLE]}: unreadable",
+            reason=f"column {row[UNREADABLE]!r}: cannot be read as"
+            f" {table.columns[row[UNREADABLE]].type}",
+            content=content_of(row),
+        )
+        for row in bad.iter_rows(named=True)
+    ]
+    good = frame.filter(~failed) if rejections else frame
+    return _Table(good.drop(UNREADABLE), num_rows, rejections, places)
+
+
+def _joined(
+    frame: pl.LazyFrame, side: _Table, join: JoinConfig, num_rows: int
+) -> tuple[pl.LazyFrame, int]:
+    """The rows with the side table's columns, and how many have no partner in it."""
+    partners = side.frame.drop(ROW_COLUMN).drop_nulls(join.on).collect(engine="streaming")
+    keys = partners.get_column(join.on)
+    twice = keys.filter(keys.is_duplicated())
+    if len(twice):
+        raise ValueError(
+            f"{join.path}: the key {join.on!r} is to name one row, but {twice[0]!r} names"
+            f" {(twice == twice[0]).sum()}; {twice.n_unique()} keys are there more than once"
+        )
+    expected, found = frame.collect_schema()[join.on], keys.dtype
+    if expected != found:
+        raise SchemaMismatch(
+            f"{join.path}: the key {join.on!r} is declared as {found}, in the rows as {expected};"
+            " declare the same type"
+        )
+    matched = pl.col(join.on).is_in(keys.implode()).fill_null(False).sum()
+    num_matched = frame.select(matched).collect(engine="streaming").item()
+    if num_matched == 0:
+        raise ValueError(
+            f"{join.path}: no row has a partner under the key {join.on!r}; its first keys are"
+            f" {keys.head(3).to_list()}; is it the right file and column?"
+        )
+    joined = frame.join(partners.lazy(), on=join.on, how="left", maintain_order="left")
+    return joined, num_rows - num_matched
