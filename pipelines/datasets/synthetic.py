@@ -1,0 +1,344 @@
+"""A synthetic click log with planted truth, at any size, equal for equal (seed, part).
+
+Two layouts share what is planted: Zipf ids whose popularity drifts, known weights, known useless
+fields, and the true probability of every click, hence the best AUC that any model can reach.
+
+- `sequence`: users with a changing taste for a few categories, items with a category. The taste is
+  in no column, it shows only in what the user clicked before, so a model that reads the history of
+  categories beats one that does not.
+- `criteo`: 13 counts and 26 categories, with missing values, as in the display-advertising log.
+"""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from feature_store.config import Config
+from pipelines.datasets.dataset import Dataset
+from pipelines.sources import OnProgress
+
+CHUNK_ROWS = 1 << 18
+"""Rows made at once; bounds the memory."""
+PART_ROWS = 1_000_000
+"""Rows of a file, unless told otherwise."""
+DAYS = 28
+START = 1_704_067_200
+"""The log begins on 2024-01-01, in seconds since 1970, UTC."""
+
+_TRUTH = "truth.json"
+_SHARE_OF_LAST = 0.1
+_PILOT_ROWS = 100_000
+_SCALE = math.sqrt(12.0)
+
+
+class SyntheticConfig(Config):
+    """Size, shape and difficulty of the log."""
+
+    layout: Literal["sequence", "criteo"] = "sequence"
+    rows: PositiveInt = 200_000
+    seed: NonNegativeInt = 0
+    click_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
+    """Expected share of clicks."""
+    zipf: Annotated[float, Field(ge=0.0, le=3.0)] = 1.1
+    """Exponent of the popularity of ids: 0 is uniform."""
+    drift: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
+    """Share of the ids by which the ranking of popularity has moved on when the log ends."""
+    useless: PositiveInt = 2
+    """Numeric and categorical fields, of each so many, that say nothing of the click."""
+    users: PositiveInt = 4_000
+    items: PositiveInt = 3_000
+    categories: PositiveInt = 30
+    taste: float = 3.0
+    """Log-odds that an item gains when its category is to the user's present taste."""
+    changes: PositiveInt = 4
+    """How often a user's taste changes in the time of the log."""
+    values: PositiveInt = 100_000
+    """Distinct values of each categorical field of the criteo layout."""
+
+
+def generate(
+    config: SyntheticConfig,
+    folder: Path,
+    parts: int | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> dict[str, Any]:
+    """Write the log as Parquet parts with `truth.json`, or leave an equal one as it is.
+
+    Rows are in the order of their time; part k holds the k-th stretch of it.
+
+    Args:
+        config: The log.
+        folder: Gets `part-*.parquet` and `truth.json`, all at once; replaced if it differs.
+        parts: Number of files; a million rows each if absent.
+        on_progress: Told of rows.
+
+    Returns:
+        The truth: `bayes_auc` and `bayes_logloss` (of the true probabilities, on these rows),
+        `bayes_auc_last_tenth` (on the last tenth), `click_rate`, `useless` fields, `weights`.
+    """
+    parts = parts or math.ceil(config.rows / PART_ROWS)
+    asked = {"config": config.model_dump(mode="json"), "parts": parts}
+    known = _read_truth(folder)
+    if known is not None and {key: known.get(key) for key in asked} == asked:
+        on_progress("already there", config.rows, config.rows)
+        return known
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as work:
+        made = Path(work) / "made"
+        made.mkdir()
+        truth = {**asked, **_write(config, made, parts, on_progress)}
+        (made / _TRUTH).write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+        if folder.exists():
+            if known is None and any(folder.iterdir()):
+                raise ValueError(f"{folder} holds something else than a synthetic log; move it")
+            shutil.rmtree(folder)
+        made.rename(folder)
+    return truth
+
+
+def _write(
+    config: SyntheticConfig, folder: Path, parts: int, on_progress: OnProgress
+) -> dict[str, Any]:
+    log = _LOGS[config.layout](config)
+    bias = _bias(log, config)
+    bounds = [config.rows * part // parts for part in range(parts + 1)]
+    chances, clicks = [], []
+    for part in range(parts):
+        writer = None
+        file = folder / f"part-{part:05d}.parquet"
+        for frame in _chunks(log, config, bias, part, (bounds[part], bounds[part + 1])):
+            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+            writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+            writer.write_table(table)
+            chances.append(frame["true_probability"].to_numpy())
+            clicks.append(frame["clicked"].to_numpy().astype(bool))
+            on_progress("generating", sum(map(len, clicks)), config.rows)
+        if writer is not None:
+            writer.close()
+    chance, clicked = np.concatenate(chances), np.concatenate(clicks)
+    last = -max(1, round(_SHARE_OF_LAST * config.rows))
+    return {
+        "rows": config.rows,
+        "click_rate": float(clicked.mean()),
+        "bayes_auc": exact_auc(chance, clicked),
+        "bayes_auc_last_tenth": exact_auc(chance[last:], clicked[last:]),
+        "bayes_logloss": float(-np.log(np.where(clicked, chance, 1 - chance)).mean()),
+        "useless": log.useless,
+        "weights": {"bias": bias, **log.weights},
+    }
+
+
+def _chunks(
+    log: "_SequenceLog | _CriteoLog",
+    config: SyntheticConfig,
+    bias: float,
+    part: int,
+    rows: tuple[int, int],
+) -> Iterator[pl.DataFrame]:
+    random = np.random.default_rng((config.seed, 1, part))
+    for begin in range(*rows, CHUNK_ROWS):
+        end = min(begin + CHUNK_ROWS, rows[1])
+        when = (np.arange(begin, end) + random.random(end - begin)) / config.rows
+        columns, logit = log.rows(when, random)
+        chance = 1.0 / (1.0 + np.exp(-(logit + bias)))
+        clicked = random.random(end - begin) < chance
+        yield pl.DataFrame(
+            {
+                "clicked": clicked.astype(np.int8),
+                "time": (START + when * DAYS * 86_400).astype(np.int64),
+                **columns,
+                "true_probability": chance.astype(np.float32),
+            }
+        )
+
+
+def _bias(log: "_SequenceLog | _CriteoLog", config: SyntheticConfig) -> float:
+    """The constant of the log-odds that gives the click rate, by bisection on a pilot sample."""
+    random = np.random.default_rng((config.seed, 2))
+    _, logit = log.rows(np.sort(random.random(_PILOT_ROWS)), random)
+    low, high = -30.0, 30.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_high = (1.0 / (1.0 + np.exp(-(logit + middle)))).mean() > config.click_rate
+        low, high = (low, middle) if too_high else (middle, high)
+    return (low + high) / 2
+
+
+class _SequenceLog:
+    """Users, items and a taste that only the history shows."""
+
+    def __init__(self, config: SyntheticConfig) -> None:
+        self.config = config
+        random = np.random.default_rng((config.seed, 0))
+        size = (config.users, config.changes + 1, 2)
+        self.tastes = random.integers(0, config.categories, size).astype(np.int32)
+        self.phases = random.random(config.users)
+        self.prices = np.exp(random.normal(2.0, 1.0, config.items)).round(2)
+        self.useless = [
+            *(f"noise_{i}" for i in range(config.useless)),
+            *(f"noise_id_{i}" for i in range(config.useless)),
+        ]
+        self.weights = {"taste": config.taste, "log_price": -0.4, "item": 0.5, "device": 0.4}
+
+    def rows(
+        self, when: np.ndarray, random: np.random.Generator
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Columns and log-odds without the constant, at moments 0 .. 1 of the log."""
+        config, num_rows = self.config, len(when)
+        user = _zipf(random, num_rows, config.users, 0.5)
+        epoch = (when * config.changes + self.phases[user]).astype(np.int64)
+        liked = self.tastes[user, epoch, random.integers(0, 2, num_rows)]
+        item = _drifting(random, when, config.items, config)
+        # A recommender shows its users what they like more often than chance would.
+        shown = random.random(num_rows) < 0.3
+        item = np.where(shown, item - item % config.categories + liked, item) % config.items
+        category = item % config.categories
+        match = (self.tastes[user, epoch] == category[:, None]).any(axis=1)
+        device = random.integers(0, 4, num_rows)
+        weights = self.weights
+        logit = weights["taste"] * match + weights["log_price"] * np.log(self.prices[item])
+        logit += _planted(0, item, weights["item"]) + _planted(1, device, weights["device"])
+        columns: dict[str, Any] = {
+            "user": _texts("u", user),
+            "item": _texts("i", item),
+            "category": _texts("c", category),
+            "price": self.prices[item],
+            "device": pl.Series(np.array(["phone", "tablet", "desktop", "tv"])[device]),
+        }
+        for i in range(config.useless):
+            columns[f"noise_{i}"] = random.normal(size=num_rows)
+        for i in range(config.useless):
+            columns[f"noise_id_{i}"] = _texts("n", _zipf(random, num_rows, 1000, config.zipf))
+        return columns, logit
+
+
+class _CriteoLog:
+    """Thirteen counts and twenty-six categories; the last of each are useless."""
+
+    num_counts, num_categories = 13, 26
+
+    def __init__(self, config: SyntheticConfig) -> None:
+        self.config = config
+        self.counts = [f"n{i + 1}" for i in range(self.num_counts)]
+        self.categories = [f"c{i + 1}" for i in range(self.num_categories)]
+        useless = min(config.useless, self.num_counts - 1)
+        self.useless = [*self.counts[-useless:], *self.categories[-useless:]]
+        self.weights = {name: 0.3 / (i + 1) for i, name in enumerate(self.counts)}
+        self.weights |= {name: 0.6 / math.sqrt(i + 1) for i, name in enumerate(self.categories)}
+        self.weights = {n: 0.0 if n in self.useless else w for n, w in self.weights.items()}
+        self.weights["c1 x c2"] = 0.5
+
+    def rows(
+        self, when: np.ndarray, random: np.random.Generator
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Columns and log-odds without the constant, at moments 0 .. 1 of the log."""
+        num_rows = len(when)
+        logit = np.zeros(num_rows)
+        columns: dict[str, Any] = {}
+        for place, name in enumerate(self.counts):
+            level = random.normal(size=num_rows)
+            missing = random.random(num_rows) < 0.04 * place
+            count = np.floor(np.exp(1.0 + 1.2 * level)).astype(np.int64)
+            columns[name] = pl.Series(np.where(missing, -1, count)).replace(-1, None)
+            logit += self.weights[name] * np.where(missing, 0.0, level)
+        groups = []
+        for place, name in enumerate(self.categories):
+            value = _drifting(random, when, self.config.values, self.config)
+            missing = random.random(num_rows) < (0.05 if place % 3 == 2 else 0.0)
+            columns[name] = _hexadecimal(_mixed(place, value), missing)
+            logit += np.where(missing, 0.0, _planted(place, value, self.weights[name]))
+            groups.append(_mixed(place, value) % 64)
+        logit += _planted(99, groups[0] * 64 + groups[1], self.weights["c1 x c2"])
+        return columns, logit
+
+
+_LOGS: dict[str, type[_SequenceLog] | type[_CriteoLog]] = {
+    "sequence": _SequenceLog,
+    "criteo": _CriteoLog,
+}
+
+
+def exact_auc(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Share of (positive, negative) pairs that the scores order rightly; ties count one half."""
+    _, place, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2.0
+    num_positive = int(positive.sum())
+    num_negative = len(positive) - num_positive
+    ranks = mean_rank[place][positive].sum()
+    return float((ranks - num_positive * (num_positive + 1) / 2) / (num_positive * num_negative))
+
+
+def _zipf(random: np.random.Generator, num_rows: int, num_values: int, exponent: float) -> Any:
+    """Ids 0 .. num_values - 1 with a probability that falls as (id + 1) ** -exponent.
+
+    By the inverse of the continuous distribution function: no table, whatever the number of ids.
+    """
+    uniform = random.random(num_rows)
+    power = 1.0 - exponent
+    if abs(power) < 1e-9:
+        place = np.exp(uniform * math.log(num_values + 1))
+    else:
+        place = (uniform * ((num_values + 1) ** power - 1.0) + 1.0) ** (1.0 / power)
+    return np.minimum(place.astype(np.int64) - 1, num_values - 1)
+
+
+def _drifting(
+    random: np.random.Generator, when: np.ndarray, num_values: int, config: SyntheticConfig
+) -> np.ndarray:
+    """Zipf ids whose ranking moves on with time."""
+    rank = _zipf(random, len(when), num_values, config.zipf)
+    return (rank + (when * config.drift * num_values).astype(np.int64)) % num_values
+
+
+def _mixed(field: int, ids: np.ndarray) -> np.ndarray:
+    """64 well-mixed bits of (field, id) as unsigned integers (splitmix64, Steele et al. 2014)."""
+    state = ids.astype(np.uint64) + np.uint64((field + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return state ^ (state >> np.uint64(31))
+
+
+def _planted(field: int, ids: np.ndarray, weight: float) -> np.ndarray:
+    """The effect of an id: fixed, uniform around zero, with `weight` as its deviation."""
+    return (_mixed(field, ids) / 2.0**64 - 0.5) * (_SCALE * weight)
+
+
+def _texts(prefix: str, ids: np.ndarray) -> pl.Series:
+    return pl.select(pl.concat_str(pl.lit(prefix), pl.Series(ids))).to_series()
+
+
+def _hexadecimal(bits: np.ndarray, missing: np.ndarray) -> pl.Series:
+    """The lower 32 bits as eight hexadecimal digits."""
+    digits = bits.astype(">u4").tobytes().hex().encode()
+    offsets = np.arange(0, 8 * len(bits) + 8, 8, dtype=np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(digits)]
+    texts = pl.Series(pa.Array.from_buffers(pa.string(), len(bits), buffers))
+    return pl.select(pl.when(~pl.Series(missing)).then(texts)).to_series()
+
+
+def _read_truth(folder: Path) -> dict[str, Any] | None:
+    path = folder / _TRUTH
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _fetch(folder: Path, on_progress: OnProgress) -> None:
+    generate(SyntheticConfig(), folder, on_progress=on_progress)
+
+
+DATASET = Dataset(
+    name="synthetic",
+    description="generated clicks with planted truth: a taste that only the history shows",
+    rows=SyntheticConfig().rows,
+    licence="none needed",
+    fetch=_fetch,
+)
