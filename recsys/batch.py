@@ -31,7 +31,12 @@ class Batch(Pipelineable):
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         """The batch on another device; `non_blocking` lets the copy run beside the host."""
-        return Batch(**{f.name: getattr(self, f.name).to(device=device, non_blocking=non_blocking) for f in fields(self)})
+        return Batch(
+            **{
+                f.name: getattr(self, f.name).to(device=device, non_blocking=non_blocking)
+                for f in fields(self)
+            }
+        )
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory, from which copies to a GPU overlap with work there."""

@@ -90,7 +90,8 @@ class Checkpoints:
         """
         folder = self.folder / f"step-{step}"
         if _rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.exists():
+                _remove(folder)
             folder.mkdir(parents=True)
         _barrier()
         dcp.save(dict(tensors), checkpoint_id=folder)
@@ -109,9 +110,13 @@ class Checkpoints:
         best = self.best().step if (self.folder / BEST).exists() else None
         for checkpoint in complete[:-num_last]:
             if checkpoint.step != best:
-                # The marker goes first: a half-removed folder must not look complete.
-                (checkpoint.folder / COMPLETE).unlink()
-                shutil.rmtree(checkpoint.folder)
+                _remove(checkpoint.folder)
+
+    def clear(self) -> None:
+        """Remove all of them, to train anew; one worker calls this."""
+        (self.folder / BEST).unlink(missing_ok=True)
+        for folder in self.folder.glob("step-*"):
+            _remove(folder)
 
 
 def load(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
@@ -138,6 +143,12 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, dcp.api.CheckpointException):
         error = next(iter(error.failures.values()))[0]
     return " ".join(str(error).split())
+
+
+def _remove(folder: Path) -> None:
+    # The marker goes first: a half-removed folder must not look complete.
+    (folder / COMPLETE).unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def write_atomically(path: Path, text: str) -> None:

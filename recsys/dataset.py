@@ -220,9 +220,7 @@ class BatchReader:
         mine = _slice(pieces, self.rank * size, (self.rank + 1) * size)
         return self._assemble(mine, size, weight_sum / self.world_size)
 
-    def _assemble(
-        self, pieces: list[tuple[Block, Tensor]], size: int, weight_sum: float
-    ) -> Batch:
+    def _assemble(self, pieces: list[tuple[Block, Tensor]], size: int, weight_sum: float) -> Batch:
         taken = sum(rows_B.numel() for _, rows_B in pieces)
         padding = size - taken
         singles_CB = _padded([b.single_RC[r] for b, r in pieces], padding, self._num_single).t()
@@ -284,9 +282,7 @@ def _cut(pending: list[tuple[Block, Tensor]], size: int) -> list[tuple[Block, Te
     return taken
 
 
-def _slice(
-    pieces: list[tuple[Block, Tensor]], start: int, stop: int
-) -> list[tuple[Block, Tensor]]:
+def _slice(pieces: list[tuple[Block, Tensor]], start: int, stop: int) -> list[tuple[Block, Tensor]]:
     """Rows start..stop of the pieces laid end to end; an empty slice keeps one block."""
     sliced = []
     for block, rows in pieces:
@@ -321,7 +317,7 @@ def _ahead(windows: Iterator[tuple[Block, Tensor]]) -> Iterator[tuple[Block, Ten
                 if not put(window):
                     return
             put(_END)
-        except BaseException as error:  # noqa: BLE001  (raised again in the reader's thread)
+        except BaseException as error:  # raised again in the reader's own thread
             put(error)
 
     thread = threading.Thread(target=work, name="window-reader", daemon=True)

@@ -38,6 +38,9 @@ class Embeddings(nn.Module):
     Tables that are whole on every worker are ordinary parameters beside the collections: FBGEMM's
     data-parallel kernel has no unpooled look-up on CPU, and merges tables into one flat parameter.
 
+    Bags are summed by the collections and divided here: TorchRec's mean adds 1e-6 to the divisor
+    of row-wise shards (of every table of the group), so scores would depend on the plan.
+
     All weights are zero until `recsys.embeddings.initial` or a checkpoint fills them.
 
     Args:
@@ -67,7 +70,6 @@ class Embeddings(nn.Module):
         self.replicated = nn.ParameterDict(
             {t.parameter: _replicated(t) for t in tables if t.settings.replicated}
         )
-        self.pooled_names = [field.name for table in pooled for field in table.fields]
         self.table_of = {field.name: table for table in tables for field in table.fields}
         self.hashed_sizes = [
             self.table_of[f.name].num_embeddings if self.table_of[f.name].hashed else 0
@@ -77,9 +79,7 @@ class Embeddings(nn.Module):
     def forward(self, ids: KeyedJaggedTensor) -> Vectors:
         rows = self.rows(ids)
         vectors: Vectors = {}
-        if self.pooled is not None:
-            by_name = self.pooled(rows).to_dict()
-            vectors.update((name, by_name[name]) for name in self.pooled_names)
+        by_name = {} if self.pooled is None else self.pooled(rows).to_dict()
         unpooled = {} if self.unpooled is None else self.unpooled(rows)
         for field in self.layout.ids:
             table = self.table_of[field.name]
@@ -88,6 +88,11 @@ class Embeddings(nn.Module):
             elif table.has_sequence:
                 pooling = table.settings.pooling
                 vectors[field.name] = _vectors(field, unpooled[field.name], pooling)
+            elif field.shape == "bag" and table.settings.pooling == "mean":
+                lengths_B = rows[field.name].lengths()
+                vectors[field.name] = _divided(by_name[field.name], lengths_B)
+            else:
+                vectors[field.name] = by_name[field.name]
         return vectors
 
     def _looked_up(
@@ -133,8 +138,10 @@ def _pooled(values_VD: Tensor, lengths_B: Tensor, pooling: str) -> Tensor:
     rows_V = torch.repeat_interleave(lengths_B, output_size=values_VD.shape[0])
     zeros_BD = values_VD.new_zeros(lengths_B.numel(), values_VD.shape[1])
     summed_BD = zeros_BD.index_add(0, rows_V, values_VD)
-    if pooling == "sum":
-        return summed_BD
+    return summed_BD if pooling == "sum" else _divided(summed_BD, lengths_B)
+
+
+def _divided(summed_BD: Tensor, lengths_B: Tensor) -> Tensor:
     return summed_BD / lengths_B.clamp(min=1)[:, None].to(summed_BD.dtype)
 
 
@@ -143,14 +150,12 @@ def _replicated(table: Table) -> nn.Parameter:
 
 
 def _bag_config(table: Table) -> EmbeddingBagConfig:
-    only_single = all(field.shape == "single" for field in table.fields)
-    mean = table.settings.pooling == "mean" and not only_single
     return EmbeddingBagConfig(
         name=table.parameter,
         embedding_dim=table.settings.embedding_dim,
         num_embeddings=table.num_embeddings,
         feature_names=[field.name for field in table.fields],
-        pooling=PoolingType.MEAN if mean else PoolingType.SUM,
+        pooling=PoolingType.SUM,
         init_fn=nn.init.zeros_,
     )
 

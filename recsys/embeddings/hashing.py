@@ -17,7 +17,7 @@ def _signed(bits: int) -> int:
 
 
 def _xor_shift_right(values: Tensor, bits: int) -> Tensor:
-    """values ^ (values >>> bits): torch's shift keeps the sign, so its copies are masked off."""
+    """XOR with values >>> bits: torch's shift keeps the sign, so its copies are masked off."""
     return values ^ ((values >> bits) & ((1 << (64 - bits)) - 1))
 
 

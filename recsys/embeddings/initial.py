@@ -21,7 +21,8 @@ CHUNK_ROWS = 1 << 16
 def initial_rows(table: Table, seed: int, start: int, stop: int) -> Tensor:
     """Rows start..stop of the table at the beginning of training: (stop - start, D) float32."""
     bound = table.settings.init_range
-    chunks = []
+    # A worker beyond the last row holds an empty shard.
+    chunks = [torch.empty(0, table.settings.embedding_dim)]
     for chunk in range(start // CHUNK_ROWS, (stop - 1) // CHUNK_ROWS + 1):
         first = chunk * CHUNK_ROWS
         num_rows = min(CHUNK_ROWS, table.num_embeddings - first)

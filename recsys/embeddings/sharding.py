@@ -33,6 +33,9 @@ class TopologyConfig(Config):
     """Memory for tables on each worker; None: what TorchRec assumes for the device."""
 
 
+ANY_TOPOLOGY = TopologyConfig()
+
+
 class RowWiseBagSharder(EmbeddingBagCollectionSharder):
     """TorchRec lists no row-wise sharding for pooled tables on CPU; over gloo it works exactly."""
 
@@ -69,7 +72,7 @@ def plan(
     device: torch.device,
     world_size: int,
     batch_size: int,
-    topology: TopologyConfig = TopologyConfig(),
+    topology: TopologyConfig = ANY_TOPOLOGY,
 ) -> ShardingPlan:
     """The planner's choice for every table, under the tables' own constraints.
 

@@ -3,6 +3,7 @@
 Shapes: B rows, L positions, W width; layers act on the last dimension.
 """
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
@@ -27,30 +28,22 @@ class MLPConfig(Config):
     """Normalise before every activation."""
 
 
-class Dice(nn.Module):
-    """Data-adaptive activation (Zhou et al. 2018, arXiv:1706.06978, equation 9).
+class MovingStatistics(nn.Module):
+    """Mean and variance of each unit: of the batch in training, moving averages in evaluation.
 
-    f(s) = p(s) s + (1 - p(s)) alpha s with p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + epsilon)):
-    statistics of the batch in training, moving averages in evaluation, alpha learned per unit.
-    With a mask, padded positions count in no statistic. The statistics are those of one worker.
+    With a mask, padded positions count in neither. A worker sees its own rows only; the trainer
+    averages the moving averages over workers before they are used or saved.
     """
 
-    def __init__(self, width: int, *, epsilon: float = 1e-8, momentum: float = 0.1) -> None:
+    def __init__(self, width: int, momentum: float = 0.1) -> None:
         super().__init__()
-        self.epsilon = epsilon
         self.momentum = momentum
-        self.alpha = nn.Parameter(torch.zeros(width))
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(width))
 
-    def forward(self, s: Tensor, mask: Tensor | None = None) -> Tensor:
-        mean_W, variance_W = self.mean, self.variance
-        if self.training:
-            mean_W, variance_W = self._statistics(s, mask)
-        gate = torch.sigmoid((s - mean_W) * torch.rsqrt(variance_W + self.epsilon))
-        return gate * s + (1 - gate) * self.alpha * s
-
-    def _statistics(self, s: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, s: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return self.mean, self.variance
         flat = s.reshape(-1, s.shape[-1]).float()
         weights = flat.new_ones(flat.shape[0]) if mask is None else mask.reshape(-1).float()
         count = weights.sum()
@@ -65,6 +58,44 @@ class Dice(nn.Module):
         return mean_W, variance_W
 
 
+class Dice(nn.Module):
+    """Data-adaptive activation (Zhou et al. 2018, arXiv:1706.06978, equation 9).
+
+    f(s) = p(s) s + (1 - p(s)) alpha s with p(s) = sigmoid((s - E[s]) / sqrt(Var[s] + epsilon)),
+    alpha learned per unit.
+    """
+
+    def __init__(self, width: int, *, epsilon: float = 1e-8, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.alpha = nn.Parameter(torch.zeros(width))
+        self.statistics = MovingStatistics(width, momentum)
+
+    def forward(self, s: Tensor, mask: Tensor | None = None) -> Tensor:
+        mean_W, variance_W = self.statistics(s, mask)
+        gate = torch.sigmoid((s - mean_W) * torch.rsqrt(variance_W + self.epsilon))
+        return gate * s + (1 - gate) * self.alpha * s
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) over the last dimension.
+
+    Unlike PyTorch's it takes a mask, positions in the middle, and a batch of one row (the last
+    of an epoch can be one), and its moving variance is the biased one.
+    """
+
+    def __init__(self, width: int, *, epsilon: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.statistics = MovingStatistics(width, momentum)
+
+    def forward(self, s: Tensor, mask: Tensor | None = None) -> Tensor:
+        mean_W, variance_W = self.statistics(s, mask)
+        return (s - mean_W) * torch.rsqrt(variance_W + self.epsilon) * self.weight + self.bias
+
+
 def activation(name: Activation, width: int) -> nn.Module:
     """The module of an activation by name."""
     if name == "relu":
@@ -77,16 +108,14 @@ def activation(name: Activation, width: int) -> nn.Module:
 
 
 class MLP(nn.Module):
-    """Hidden layers of an `MLPConfig`; a mask reaches the activations that keep statistics."""
+    """Hidden layers of an `MLPConfig`; a mask reaches the layers that keep statistics."""
 
     def __init__(self, width: int, config: MLPConfig) -> None:
         super().__init__()
         widths = (width, *config.hidden)
-        self.linears = nn.ModuleList(
-            nn.Linear(into, out) for into, out in zip(widths, widths[1:], strict=False)
-        )
+        self.linears = nn.ModuleList(nn.Linear(into, out) for into, out in pairwise(widths))
         self.norms = nn.ModuleList(
-            nn.BatchNorm1d(out) if config.batch_norm else nn.Identity() for out in config.hidden
+            BatchNorm(out) if config.batch_norm else nn.Identity() for out in config.hidden
         )
         self.activations = nn.ModuleList(activation(config.activation, w) for w in config.hidden)
         self.dropout = nn.Dropout(config.dropout)
@@ -94,7 +123,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         for linear, norm, act in zip(self.linears, self.norms, self.activations, strict=True):
-            x = norm(linear(x))
+            x = linear(x)
+            x = norm(x, mask) if isinstance(norm, BatchNorm) else norm(x)
             x = act(x, mask) if isinstance(act, Dice) else act(x)
             x = self.dropout(x)
         return x

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from pydantic import PositiveInt
-from torch import Tensor
+from pydantic import NonNegativeInt, PositiveInt
+from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from feature_store.config import Config
@@ -16,7 +16,9 @@ from recsys import checkpoint
 from recsys.checkpoint import Checkpoint, Checkpoints
 from recsys.dataset import BatchReader
 from recsys.embeddings.sharding import TopologyConfig
+from recsys.evaluation.evaluate import gathered
 from recsys.evaluation.metrics import MetricState
+from recsys.models.layers import MovingStatistics
 from recsys.training.log import RunLog
 from recsys.training.optimizers import DenseOptimizerConfig, Optimizers, SparseOptimizerConfig
 from recsys.training.scaling import ScalingConfig
@@ -39,7 +41,7 @@ class TrainingConfig(Config):
     """End after so many steps, whatever the epochs say."""
     batch_size: PositiveInt = 4096
     """Rows of a step over all workers: more workers train the same batches, faster."""
-    seed: int = 0
+    seed: NonNegativeInt = 0
     """Of the initial weights, the order of rows and dropout."""
     precision: Precision = "fp32"
     """bf16: matrix products in bfloat16 under autocast; weights and optimizers stay float32."""
@@ -109,8 +111,15 @@ class Trainer:
         self._logged = (0, time.perf_counter())
 
     def fit(self) -> Progress:
-        """Train until the epochs are over, the step limit is reached or early stopping says so."""
+        """Train until the epochs are over, the step limit is reached or early stopping says so.
+
+        Raises:
+            ValueError: the training split has no rows.
+            TrainingDiverged: the loss is NaN or infinite.
+        """
         reader = self.readers["train"]
+        if not reader.num_rows:
+            raise ValueError("the training split has no rows; look at data.split and the source")
         self._logged = (self.progress.step, time.perf_counter())
         while self.progress.finished is None:
             batches = reader.epoch(self.progress.epoch, self.progress.position)
@@ -137,12 +146,14 @@ class Trainer:
         elif progress.epoch == config.epochs:
             progress.finished = f"epochs done: {config.epochs}"
         last = progress.finished is not None
-        if last or epoch_over or _due(progress.step, config.log_every_steps):
-            self._log_training()
         validate = last or epoch_over or _due(progress.step, config.validate_every_steps)
+        save = validate or _due(progress.step, config.checkpoint_every_steps)
+        # Before a checkpoint too: a diverged model must not take the place of a sound one.
+        if save or _due(progress.step, config.log_every_steps):
+            self._log_training()
         if validate and self.readers["valid"].num_rows:
             self._validate()
-        if validate or _due(progress.step, config.checkpoint_every_steps):
+        if save:
             self.save()
 
     def _log_training(self) -> None:
@@ -192,6 +203,7 @@ class Trainer:
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Exact metrics of a split (its first task) over all workers; every worker gets them."""
+        share_statistics(self.model)
         self.model.eval()
         state = MetricState()
         with torch.no_grad():
@@ -210,12 +222,17 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint of this step and forget the ones that are not kept."""
         progress = self.progress
+        share_statistics(self.model)
         state = {"progress": asdict(progress), **self.saved_state}
         self.checkpoints.save(progress.step, self._tensors(), state)
         if dist.get_rank() == 0:
-            if progress.best_step == progress.step:
-                self.checkpoints.mark_best(progress.step, {"value": progress.best_value or 0.0})
+            self._mark_best()
             self.checkpoints.keep(self.config.keep_checkpoints)
+
+    def _mark_best(self) -> None:
+        progress = self.progress
+        if progress.best_step is not None and progress.best_value is not None:
+            self.checkpoints.mark_best(progress.best_step, {"value": progress.best_value})
 
     def restore(self, saved: Checkpoint) -> None:
         """Continue from a checkpoint, written by any number of workers."""
@@ -226,6 +243,8 @@ class Trainer:
         self.optimizers.combined.load_state_dict(tensors["optimizer"])
         self.progress = Progress(**saved.state["progress"])
         self.step.count = self.progress.step
+        if dist.get_rank() == 0:
+            self._mark_best()  # a run killed right after saving its best one had not come to this
 
     def _tensors(self) -> dict[str, Any]:
         return {
@@ -240,19 +259,26 @@ class Trainer:
 
 def merged(state: MetricState) -> dict[str, float]:
     """The metrics of all workers' rows together, computed once and given to every worker."""
-    states: list[MetricState] | None = None
-    if dist.get_rank() == 0:
-        states = [state] * dist.get_world_size()
-    dist.gather_object(state, states)
-    result: list[dict[str, float] | None] = [None]
-    if states is not None:
-        whole = states[0]
-        for other in states[1:]:
-            whole.merge(other)
-        result[0] = whole.compute()
-    dist.broadcast_object_list(result)
-    assert result[0] is not None
-    return result[0]
+    whole = gathered(state)
+    metrics = [None if whole is None else whole.compute()]
+    dist.broadcast_object_list(metrics)
+    assert metrics[0] is not None
+    return metrics[0]
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Average the moving averages over workers, which each saw their own rows only.
+
+    Without this a validation would score every worker's rows by other averages, and a checkpoint
+    would keep those of one worker.
+    """
+    if dist.get_world_size() == 1:
+        return
+    for module in model.modules():
+        if isinstance(module, MovingStatistics):
+            for average_W in module.buffers():
+                dist.all_reduce(average_W)
+                average_W /= dist.get_world_size()
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -1,0 +1,158 @@
+"""A trainer over the encoded rows of `support.encoded`, on as many ranks as it is called on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+
+from feature_store.features import Layout
+from recsys.checkpoint import Checkpoints
+from recsys.dataset import BatchReader
+from recsys.embeddings.collection import Embeddings
+from recsys.embeddings.sharding import plan, shard
+from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
+from recsys.models import DINConfig, DNNConfig, ModelConfig, ranker
+from recsys.models.din import AttentionConfig
+from recsys.models.layers import MLPConfig
+from recsys.training.log import RunLog
+from recsys.training.optimizers import Optimizers, fuse
+from recsys.training.step import TrainModule
+from recsys.training.trainer import Trainer, TrainingConfig
+from support.encoded import LAYOUT
+
+CPU = torch.device("cpu")
+PLAIN_DNN = DNNConfig(mlp=MLPConfig(hidden=(16,)))
+PLAIN_DIN = DINConfig(
+    attention=AttentionConfig(mlp=MLPConfig(hidden=(8,), activation="sigmoid")),
+    mlp=MLPConfig(hidden=(16,), activation="prelu"),
+)
+"""Neither has statistics of a batch, so the number of workers changes nothing."""
+EMBEDDING = FeatureEmbedding(embedding_dim=8, num_embeddings=100)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a trainer is made of; picklable."""
+
+    files: tuple[Path, ...]
+    folder: Path
+    valid: tuple[Path, ...] = ()
+    model: ModelConfig = PLAIN_DNN
+    embeddings: EmbeddingsConfig = EmbeddingsConfig(default=EMBEDDING)
+    training: TrainingConfig = TrainingConfig(batch_size=60)
+    layout: Layout = LAYOUT
+
+
+def embeddings_of(sharding: str | None = None, **settings: Any) -> EmbeddingsConfig:
+    """Every table under one sharding type (None: the planner's choice) and the same settings."""
+    types = None if sharding is None else (sharding,)
+    changed = {**EMBEDDING.model_dump(), "sharding_types": types, **settings}
+    return EmbeddingsConfig(default=FeatureEmbedding.model_validate(changed))
+
+
+def trainer_of(recipe: Recipe) -> Trainer:
+    """This rank's trainer; the first rank writes metrics.jsonl."""
+    config, world_size = recipe.training, dist.get_world_size()
+    tables = tables_of(recipe.layout, recipe.embeddings)
+    torch.manual_seed(config.seed)
+    embeddings = Embeddings(recipe.layout, tables, torch.device("meta"))
+    model = TrainModule(ranker(recipe.model, recipe.layout, embeddings), config.precision)
+    fuse(embeddings, config.sparse_optimizer)
+    chosen = plan(
+        model, tables, device=CPU, world_size=world_size, batch_size=config.batch_size // world_size
+    )
+    sharded = shard(model, chosen, tables, device=CPU, seed=config.seed)
+    readers = {
+        split: BatchReader(
+            files,
+            recipe.layout,
+            batch_size=config.batch_size,
+            rank=dist.get_rank(),
+            world_size=world_size,
+            shuffle=split == "train",
+            seed=config.seed,
+            window_rows=150,
+        )
+        for split, files in (("train", recipe.files), ("valid", recipe.valid))
+    }
+    optimizers = Optimizers(sharded, embeddings, config.sparse_optimizer, config.dense_optimizer)
+    checkpoints = Checkpoints(recipe.folder / "checkpoints")
+    return Trainer(sharded, optimizers, CPU, readers, config, checkpoints)
+
+
+def fitted(recipe: Recipe, *, resume: bool = False) -> Trainer:
+    """Train to the end, from the last checkpoint on if there is one to resume."""
+    trainer = trainer_of(recipe)
+    if resume and trainer.checkpoints.all():
+        trainer.restore(trainer.checkpoints.last())
+    if dist.get_rank() == 0:
+        trainer.log = RunLog(recipe.folder, trainer.progress.step)
+    trainer.fit()
+    if trainer.log is not None:
+        trainer.log.close()
+    return trainer
+
+
+def global_losses(trainer: Trainer, num_steps: int) -> list[float]:
+    """Steps from where the trainer stands; the loss of each global batch."""
+    losses: list[float] = []
+    reader, progress = trainer.readers["train"], trainer.progress
+    epoch, batches = progress.epoch, reader.epoch(progress.epoch, progress.position)
+    while len(losses) < num_steps:
+        try:
+            loss = trainer.step.progress(batches).loss.clone()
+        except StopIteration:
+            epoch += 1
+            batches = reader.epoch(epoch)
+            continue
+        dist.all_reduce(loss)
+        losses.append(loss.item() / dist.get_world_size())
+    return losses
+
+
+def scores(trainer: Trainer, files: tuple[Path, ...], layout: Layout = LAYOUT) -> np.ndarray:
+    """Logits of all rows in the order of the files, whatever the number of ranks."""
+    reader = BatchReader(
+        files, layout, batch_size=60, rank=dist.get_rank(), world_size=dist.get_world_size()
+    )
+    trainer.model.eval()
+    mine = []
+    with torch.no_grad():
+        for batch in reader.epoch(0):
+            mine.append(trainer.model(batch)[1][batch.weights_B > 0, 0].numpy())
+    trainer.model.train()
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return np.concatenate([part for parts in zip(*everyone, strict=True) for part in parts])
+
+
+def whole(state: dict[str, Any]) -> dict[str, np.ndarray]:
+    """The tensors of a flat state dict, put together from all ranks' shards."""
+    found = {}
+    for name, value in state.items():
+        if isinstance(value, ShardedTensor):
+            full = torch.zeros(value.size())
+            for local in value.local_shards():
+                starts, sizes = local.metadata.shard_offsets, local.metadata.shard_sizes
+                places = tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True))
+                full[places] = local.tensor.detach()
+            dist.all_reduce(full)
+            found[name] = full.numpy()
+        elif isinstance(value, torch.Tensor):
+            found[name] = value.detach().clone().numpy()
+    return found
+
+
+def weights(trainer: Trainer) -> dict[str, np.ndarray]:
+    """All weights and statistics, whole."""
+    return whole(trainer.model.state_dict())
+
+
+def optimizer_state(trainer: Trainer) -> dict[str, np.ndarray]:
+    """State of all optimizers, whole, by parameter and name."""
+    nested = trainer.optimizers.combined.state_dict()["state"]
+    return whole({f"{key}/{name}": v for key, by in nested.items() for name, v in by.items()})
