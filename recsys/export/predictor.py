@@ -132,7 +132,9 @@ class Predictor:
         signature = self.signature
         _check_kept(keep, signature.tasks)
         total = streams.num_rows(source)
-        rows, nulls = 0, dict.fromkeys((c.name for c in signature.columns if not c.nullable), 0)
+        # A missing list is an empty one; text does not even tell them apart.
+        counted = (c.name for c in signature.columns if not c.nullable and c.separator is None)
+        rows, nulls = 0, dict.fromkeys(counted, 0)
         with streams.score_writer(target, signature.tasks) as writer:
             batches = streams.read_batches(source, signature, tuple(keep), batch_size)
             for raw, conformed, scores_BT in self._scored(batches, source):

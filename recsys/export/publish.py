@@ -29,7 +29,7 @@ from recsys.export import bundle as files
 from recsys.export import program
 from recsys.export.bundle import Bundle, BundleMismatch, Check, ExportConfig, Manifest
 from recsys.export.predictor import OnProgress
-from recsys.export.signature import Signature
+from recsys.export.signature import Signature, TextFormat
 from recsys.export.tensors import program_inputs
 from recsys.versions import library_versions
 
@@ -50,6 +50,8 @@ def export_bundle(
     config: ExportConfig | None = None,
     info: dict[str, Any] | None = None,
     on_progress: OnProgress = lambda stage, done, total: None,
+    *,
+    text: TextFormat | None = None,
 ) -> Bundle:
     """Write, check and publish a bundle.
 
@@ -61,6 +63,7 @@ def export_bundle(
         config: What goes into the bundle; the defaults if absent.
         info: JSON values for the manifest (experiment and its hash, data version, headline).
         on_progress: Called with the stage, stages done and stages in all.
+        text: How text files wrote the training data, if it came from such.
 
     Raises:
         ExportBusy: Another export to the folder is running.
@@ -79,7 +82,7 @@ def export_bundle(
         work.mkdir()
         try:
             writer = _Writer(work, model, fitted, config, on_progress)
-            writer.write(golden_raw, info or {})
+            writer.write(golden_raw, info or {}, text or TextFormat())
             publish(work, folder)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -104,7 +107,7 @@ class _Writer:
         self.on_progress = on_progress
         self.program = program.ServedProgram(model, fitted.layout)
 
-    def write(self, golden_raw: pl.DataFrame, info: dict[str, Any]) -> None:
+    def write(self, golden_raw: pl.DataFrame, info: dict[str, Any], text: TextFormat) -> None:
         """Write everything, then check it in a fresh process and sign it."""
         self._stage("trace")
         training = self.program.ranker.training
@@ -118,9 +121,8 @@ class _Writer:
         manifest = self._write_program(exported, info)
         self._stage("write")
         self.fitted.save(self.work / files.FEATURES)
-        signature = Signature.of(self.fitted, golden)
-        text = signature.model_dump_json(indent=1) + "\n"
-        (self.work / files.SIGNATURE).write_text(text, encoding="utf-8")
+        signature = Signature.of(self.fitted, golden, text).model_dump_json(indent=1) + "\n"
+        (self.work / files.SIGNATURE).write_text(signature, encoding="utf-8")
         manifest = manifest.model_copy(update={"files": _records(self.work)})
         _write_durably(self.work / files.MANIFEST, manifest.to_bytes())
         self._stage("check")

@@ -82,12 +82,7 @@ def read_batches(
     elif ending in _JSON_LINES:
         batches = _json_batches(source, signature, keep, batch_size)
     else:
-        # Text cannot tell an empty list from a missing one; scoring takes them for the same.
-        lists = [c.name for c in signature.columns if c.separator is not None]
-        batches = (
-            batch.with_columns(pl.col(lists).fill_null(""))
-            for batch in _csv_batches(source, names, batch_size)
-        )
+        batches = _csv_batches(source, names, signature.null_values, batch_size)
     with _readable(source):
         yield from batches
 
@@ -111,19 +106,27 @@ def _parquet_batches(
             yield _frame(batch)
 
 
-def _csv_batches(source: Path, names: tuple[str, ...], batch_size: int) -> Iterator[pl.DataFrame]:
+def _csv_batches(
+    source: Path, names: tuple[str, ...], null_values: tuple[str, ...], batch_size: int
+) -> Iterator[pl.DataFrame]:
     separator = _SEPARATORS[source.suffix.lower()]
-    header = _header(source, separator)
+    parsing = pyarrow.csv.ParseOptions(
+        delimiter=separator,
+        # As a build reads them: quotes in a TSV file are text.
+        quote_char='"' if separator == "," else False,
+        newlines_in_values=separator == ",",
+    )
+    header = _header(source, parsing)
     _require(source, names, header)
     reader = pyarrow.csv.open_csv(
         source,
         read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
-        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+        parse_options=parsing,
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=list(names),
             column_types=dict.fromkeys(names, pa.string()),
             strings_can_be_null=True,
-            null_values=[""],
+            null_values=["", *null_values],
         ),
     )
     with reader:
@@ -131,13 +134,10 @@ def _csv_batches(source: Path, names: tuple[str, ...], batch_size: int) -> Itera
             yield from _frame(block).iter_slices(batch_size)
 
 
-def _header(source: Path, separator: str) -> list[str]:
+def _header(source: Path, parsing: pyarrow.csv.ParseOptions) -> list[str]:
     with source.open("rb") as file:
         line = file.readline()
-    parsed = pyarrow.csv.read_csv(
-        pa.py_buffer(line), parse_options=pyarrow.csv.ParseOptions(delimiter=separator)
-    )
-    names = parsed.column_names
+    names = pyarrow.csv.read_csv(pa.py_buffer(line), parse_options=parsing).column_names
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UnreadableInput(f"{source}: the header names {doubled[0]!r} more than once")

@@ -62,7 +62,8 @@ def rows(num_rows: int, seed: int = 0) -> pl.DataFrame:
             "age": ints(90),
             "clicked": [start + timedelta(minutes=i) for i in ints(100_000)],
             "click": ints(2),
-        }
+        },
+        schema_overrides={"member": pl.Boolean, "price": pl.Float64, "tags": pl.List(pl.String)},
     )
 
 

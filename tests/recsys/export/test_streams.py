@@ -23,7 +23,8 @@ def write(raw: pl.DataFrame, path):
         raw.write_ndjson(path)
     else:
         separator = "\t" if path.suffix == ".tsv" else ","
-        raw.with_columns(**SEPARATED).write_csv(path, separator=separator)
+        quoting = "never" if path.suffix == ".tsv" else "necessary"
+        raw.with_columns(**SEPARATED).write_csv(path, separator=separator, quote_style=quoting)
     return path
 
 
@@ -85,6 +86,18 @@ def test_quoted_text_with_line_breaks_and_the_byte_order_mark_are_read(predictor
     np.testing.assert_allclose(
         read(tmp_path / "out.csv")["click"], predictor.score(raw)[:, 0], atol=1e-6
     )
+
+
+def test_texts_that_meant_missing_in_training_mean_it_here(predictor, tmp_path, monkeypatch):
+    raw = served.rows(4)
+    path = tmp_path / "in.csv"
+    raw.with_columns(**SEPARATED, price=pl.lit("NA")).write_csv(path)
+    fails(predictor, path, RowMismatch, "row 1, column 'price': expected float, found 'NA'")
+    told = predictor.signature.model_copy(update={"null_values": ("NA",)})
+    monkeypatch.setattr(type(predictor), "signature", told)
+    predictor.score_file(path, tmp_path / "out.csv")
+    expected = predictor.score(raw.with_columns(price=None))[:, 0]
+    np.testing.assert_allclose(read(tmp_path / "out.csv")["click"], expected, atol=1e-6)
 
 
 def replaced(path, old: bytes, new: bytes):
