@@ -48,7 +48,7 @@ from recsys.training.log import RunLog, read_metrics
 from recsys.training.optimizers import Optimizers, fuse, state_bytes
 from recsys.training.step import TrainModule
 from recsys.training.trainer import Trainer
-from recsys.versions import library_versions
+from recsys.versions import library_versions, quieten
 
 OnProgress = Callable[[str, str, int | None, int | None], None]
 """Called with the stage, a few words, how much is done and how much there is (None: unknown)."""
@@ -192,6 +192,7 @@ def prepare_run(experiment: Experiment, version: Version, root: Path) -> Path:
 
 def train_on_worker(job: TrainingJob, device: torch.device) -> None:
     """One worker's part of a training; runs inside the process group."""
+    quieten()
     trainer = trainer_of(job, device)
     checkpoints = Checkpoints(job.run_dir / "checkpoints")
     # A worker group that Ray starts again after a fault finds checkpoints of this very run.

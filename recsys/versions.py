@@ -4,6 +4,7 @@ The three share a binary interface: a wrong pair dies in a long loader traceback
 checked from package metadata when `recsys` is imported, before anything heavy is.
 """
 
+import logging
 import os
 import platform
 import sys
@@ -14,6 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
+_ADVICE = (
+    "torch.distributed is disabled, unavailable or uninitialized",  # one process loads: intended
+    "`broadcast_buffers` is deprecated",  # set by TorchRec's own wrapper
+)
 FBGEMM_PACKAGES = ("fbgemm-gpu-cpu", "fbgemm-gpu")
 """Builds of the same library for machines without and with NVIDIA's driver."""
 
@@ -121,3 +126,16 @@ def import_quietly() -> None:
     """
     with output_held_back():
         import torchrec.distributed.model_parallel  # noqa: F401
+    quieten()
+
+
+def quieten() -> None:
+    """Silence advice that libraries log to their own developers; their errors still come through.
+
+    TorchRec's planner asks for another way to build a topology that torchrec 1.6 does not have,
+    and its modules ask torch.fx a question that torch answers with a warning.
+    """
+    for name in ("torchrec.distributed.planner", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _ADVICE:
+        warnings.filterwarnings("ignore", message=message)
