@@ -5,11 +5,12 @@ its line; a value is text only once it is valid UTF-8, and has its type only onc
 """
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
@@ -30,6 +31,8 @@ _NAMED = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar", " ": 
 _LINE = "__line"
 _NO_VALUES = "no values"
 _SHOWN_CHARACTERS = 60
+_QUOTE_SIGNS = ("newlines_in_values", "straddling")
+"""In Arrow's message when a quoted value runs over the end of a block."""
 
 
 class UnreadableFile(ValueError):
@@ -64,6 +67,7 @@ class Delimited:
         self.separator = table.separator or _SEPARATORS[format]
         self.quoting = format == "csv" if table.quoting is None else table.quoting
         self.first_line = 2 if table.header else 1
+        self.num_physical_lines = 0
         fields = self._first_fields()
         self.num_fields = len(fields)
         self.places = self._named(fields) if table.header else self._placed(fields)
@@ -90,6 +94,8 @@ class Delimited:
                 writer.write_table(good.to_arrow(compat_level=pl.CompatLevel.oldest()))
                 if limit is not None and staged.num_lines >= limit:
                     break
+            else:
+                self._require_one_line_a_row(staged)
         self._forget_empty_end(staged)
         return staged
 
@@ -123,30 +129,36 @@ class Delimited:
 
         places = [str(self.places[name]) for name in names]
         try:
-            with pc.open_csv(
-                self.file,
-                # Threads would lose the numbers of rejected lines.
-                read_options=pc.ReadOptions(
-                    column_names=[str(place) for place in range(self.num_fields)],
-                    skip_rows=1 if self.table.header else 0,
-                    block_size=_BLOCK_BYTES,
-                    use_threads=False,
-                ),
-                parse_options=pc.ParseOptions(
-                    delimiter=self.separator,
-                    quote_char='"' if self.quoting else False,
-                    newlines_in_values=self.quoting,
-                    ignore_empty_lines=False,
-                    invalid_row_handler=reject,
-                ),
-                convert_options=pc.ConvertOptions(
-                    column_types=dict.fromkeys(places, pa.binary()),
-                    include_columns=places,
-                    strings_can_be_null=False,
-                ),
-            ) as reader:
+            with (
+                self._open() as stream,
+                pc.open_csv(
+                    stream,
+                    # Threads would lose the numbers of rejected lines.
+                    read_options=pc.ReadOptions(
+                        column_names=[str(place) for place in range(self.num_fields)],
+                        skip_rows=1 if self.table.header else 0,
+                        block_size=_BLOCK_BYTES,
+                        use_threads=False,
+                    ),
+                    parse_options=pc.ParseOptions(
+                        delimiter=self.separator,
+                        quote_char='"' if self.quoting else False,
+                        newlines_in_values=self.table.multiline,
+                        ignore_empty_lines=False,
+                        invalid_row_handler=reject,
+                    ),
+                    convert_options=pc.ConvertOptions(
+                        column_types=dict.fromkeys(places, pa.binary()),
+                        include_columns=places,
+                        strings_can_be_null=False,
+                    ),
+                ) as reader,
+            ):
                 yield from reader
+                self.num_physical_lines = stream.num_lines
         except (pa.ArrowInvalid, OSError) as error:
+            if any(sign in str(error) for sign in _QUOTE_SIGNS):
+                self._fail_at_quote("lines run into each other")
             self._fail(error)
 
     def _decoded(
@@ -177,7 +189,9 @@ class Delimited:
     def _typed(self, texts: pl.DataFrame, staged: Staged) -> pl.DataFrame:
         """The rows that have the declared types; the others are rejected."""
         names = [name for name in texts.columns if name != _LINE]
-        typed = texts.with_columns(from_text(pl.col(n), self.table.columns[n]) for n in names)
+        typed = texts.with_columns(
+            from_text(pl.col(n), self.table.columns[n]).alias(n) for n in names
+        )
         lost = pl.DataFrame(
             [typed[name].is_null() & texts[name].is_not_null() for name in names]
         ).with_columns(texts.select(pl.all_horizontal(pl.col(names).is_null()).alias(_LINE)))
@@ -199,6 +213,26 @@ class Delimited:
             staged.rejected.append(Rejection(str(self.file), line, kind, reason, content))
         return typed.filter(~bad)
 
+    def _require_one_line_a_row(self, staged: Staged) -> None:
+        """A quote that is never closed would swallow the rows after it in silence."""
+        num_lines = self.first_line - 1 + staged.num_lines
+        if self.table.multiline or not self.quoting or num_lines == self.num_physical_lines:
+            return
+        self._fail_at_quote(f"{self.num_physical_lines:,} lines make {num_lines:,} rows")
+
+    def _fail_at_quote(self, symptom: str) -> NoReturn:
+        with self._open() as stream:
+            lines = enumerate(io.BufferedReader(stream), 1)
+            odd = next((number for number, line in lines if line.count(b'"') % 2), None)
+        raise UnreadableFile(
+            f"{self.file}: {symptom}: a quote is opened in line {odd} and not closed there; mend"
+            " it, or set multiline: true if values hold line breaks, or quoting: false if quotes"
+            " are text"
+        )
+
+    def _open(self) -> "_Lines":
+        return _Lines(pa.input_stream(str(self.file), compression="detect"))
+
     def _forget_empty_end(self, staged: Staged) -> None:
         """Lines without values at the end of a file are no rows, so not rejected ones either."""
         staged.rejected.sort(key=lambda rejection: rejection.line)
@@ -212,7 +246,7 @@ class Delimited:
 
     def _first_fields(self) -> list[str]:
         try:
-            with pa.input_stream(str(self.file), compression="detect") as stream:
+            with self._open() as stream:
                 head = stream.read(_HEADER_BYTES).removeprefix(b"\xef\xbb\xbf")
         except (pa.ArrowInvalid, OSError) as error:
             self._fail(error)
@@ -276,10 +310,39 @@ class Delimited:
         return dict(zip(self.table.columns, places, strict=True))
 
     def _fail(self, error: Exception) -> NoReturn:
-        hint = ""
-        if "straddling" in str(error):
-            hint = "; a quote may be opened and never closed: set quoting: false if quotes are text"
-        raise UnreadableFile(f"{self.file} cannot be read as text: {error}{hint}") from error
+        raise UnreadableFile(f"{self.file} cannot be read as text: {error}") from error
+
+
+class _Lines(io.RawIOBase):
+    """The bytes of a stream, with a count of their lines."""
+
+    def __init__(self, stream: pa.NativeFile) -> None:
+        self._stream = stream
+        self._breaks = 0
+        self._last = b""
+
+    @property
+    def num_lines(self) -> int:
+        """Lines so far; one without an end is a line too."""
+        return self._breaks + (self._last not in (b"", b"\n"))
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        block = self._stream.read(None if size is None or size < 0 else size)
+        self._breaks += block.count(b"\n")
+        self._last = block[-1:] or self._last
+        return block
+
+    def readinto(self, buffer: Any) -> int:
+        block = self.read(len(buffer))
+        buffer[: len(block)] = block
+        return len(block)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _is_utf8(value: bytes) -> bool:

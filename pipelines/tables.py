@@ -53,6 +53,9 @@ class TableConfig(Config):
     """The first line of a text file names the columns."""
     quoting: bool | None = None
     """Text fields may stand in double quotes; so for csv and not for tsv if absent."""
+    multiline: bool = False
+    """Quoted values may hold line breaks; without it, one that does is an error, since a quote
+    that is never closed looks the same and would swallow rows."""
     null_values: tuple[str, ...] = ()
     """Texts that mean a missing value, besides the empty one."""
     columns: Annotated[dict[str, Column], Field(min_length=1)]

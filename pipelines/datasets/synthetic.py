@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -27,6 +27,8 @@ from feature_store.config import Config
 from pipelines.datasets.dataset import Dataset
 from pipelines.sources import OnProgress
 
+FORMAT = 1
+"""Raised with every change of what a configuration generates."""
 CHUNK_ROWS = 1 << 18
 """Rows made at once; bounds the memory."""
 PART_ROWS = 1_000_000
@@ -87,7 +89,7 @@ def generate(
         `bayes_auc_last_tenth` (on the last tenth), `click_rate`, `useless` fields, `weights`.
     """
     parts = parts or math.ceil(config.rows / PART_ROWS)
-    asked = {"config": config.model_dump(mode="json"), "parts": parts}
+    asked = {"format": FORMAT, "config": config.model_dump(mode="json"), "parts": parts}
     known = _read_truth(folder)
     if known is not None and {key: known.get(key) for key in asked} == asked:
         on_progress("already there", config.rows, config.rows)
@@ -116,12 +118,11 @@ def _write(
     for part in range(parts):
         writer = None
         file = folder / f"part-{part:05d}.parquet"
-        for frame in _chunks(log, config, bias, part, (bounds[part], bounds[part + 1])):
-            table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+        for table in _chunks(log, config, bias, part, (bounds[part], bounds[part + 1])):
             writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
-            chances.append(frame["true_probability"].to_numpy())
-            clicks.append(frame["clicked"].to_numpy().astype(bool))
+            chances.append(table["true_probability"].to_numpy())
+            clicks.append(table["clicked"].to_numpy().astype(bool))
             on_progress("generating", sum(map(len, clicks)), config.rows)
         if writer is not None:
             writer.close()
@@ -144,7 +145,7 @@ def _chunks(
     bias: float,
     part: int,
     rows: tuple[int, int],
-) -> Iterator[pl.DataFrame]:
+) -> Iterator[pa.Table]:
     random = np.random.default_rng((config.seed, 1, part))
     for begin in range(*rows, CHUNK_ROWS):
         end = min(begin + CHUNK_ROWS, rows[1])
@@ -152,7 +153,7 @@ def _chunks(
         columns, logit = log.rows(when, random)
         chance = 1.0 / (1.0 + np.exp(-(logit + bias)))
         clicked = random.random(end - begin) < chance
-        yield pl.DataFrame(
+        yield pa.table(
             {
                 "clicked": clicked.astype(np.int8),
                 "time": (START + when * DAYS * 86_400).astype(np.int64),
@@ -213,7 +214,7 @@ class _SequenceLog:
             "item": _texts("i", item),
             "category": _texts("c", category),
             "price": self.prices[item],
-            "device": pl.Series(np.array(["phone", "tablet", "desktop", "tv"])[device]),
+            "device": pa.array(np.array(["phone", "tablet", "desktop", "tv"])[device]),
         }
         for i in range(config.useless):
             columns[f"noise_{i}"] = random.normal(size=num_rows)
@@ -249,7 +250,7 @@ class _CriteoLog:
             level = random.normal(size=num_rows)
             missing = random.random(num_rows) < 0.04 * place
             count = np.floor(np.exp(1.0 + 1.2 * level)).astype(np.int64)
-            columns[name] = pl.Series(np.where(missing, -1, count)).replace(-1, None)
+            columns[name] = pa.array(count, mask=missing)
             logit += self.weights[name] * np.where(missing, 0.0, level)
         groups = []
         for place, name in enumerate(self.categories):
@@ -313,17 +314,17 @@ def _planted(field: int, ids: np.ndarray, weight: float) -> np.ndarray:
     return (_mixed(field, ids) / 2.0**64 - 0.5) * (_SCALE * weight)
 
 
-def _texts(prefix: str, ids: np.ndarray) -> pl.Series:
-    return pl.select(pl.concat_str(pl.lit(prefix), pl.Series(ids))).to_series()
+def _texts(prefix: str, ids: np.ndarray) -> pa.Array:
+    return pc.binary_join_element_wise(prefix, pc.cast(pa.array(ids), pa.string()), "")
 
 
-def _hexadecimal(bits: np.ndarray, missing: np.ndarray) -> pl.Series:
+def _hexadecimal(bits: np.ndarray, missing: np.ndarray) -> pa.Array:
     """The lower 32 bits as eight hexadecimal digits."""
     digits = bits.astype(">u4").tobytes().hex().encode()
     offsets = np.arange(0, 8 * len(bits) + 8, 8, dtype=np.int32)
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(digits)]
-    texts = pl.Series(pa.Array.from_buffers(pa.string(), len(bits), buffers))
-    return pl.select(pl.when(~pl.Series(missing)).then(texts)).to_series()
+    present = np.packbits(~missing, bitorder="little")
+    buffers = [pa.py_buffer(values) for values in (present, offsets, digits)]
+    return pa.Array.from_buffers(pa.string(), len(bits), buffers)
 
 
 def _read_truth(folder: Path) -> dict[str, Any] | None:
