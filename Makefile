@@ -26,7 +26,7 @@ help:  ## this list
 
 demo: .venv/.runtime  ## train, evaluate, export and verify on DATA=movielens-100k or DATA=synthetic
 ifeq ($(DATA),synthetic)
-	@$(BIN)/recsys fetch synthetic $(FETCH)
+	@$(BIN)/recsys fetch synthetic
 	@$(BIN)/recsys run examples/synthetic_din.yaml $(OPTIONS)
 else ifeq ($(DATA),movielens-100k)
 	@$(BIN)/recsys fetch movielens-100k

@@ -15,12 +15,13 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
+FEW_STEPS = 20
+"""A stage of fewer steps says nothing of its time left: its steps are of different kinds."""
 
 
 class Reporter:
@@ -35,8 +36,8 @@ class Reporter:
         self._bars = _bars(self._console) if self._console.is_terminal else None
         self._task: TaskID | None = None
         self._stage: str | None = None
-        self._started = self._shown = 0.0
-        self._first = 0
+        self._clock = _Clock(0)
+        self._shown = 0.0
         self._last_line = ""
 
     def __enter__(self) -> Self:
@@ -54,53 +55,55 @@ class Reporter:
         """Show where a stage stands; `total` None: nobody knows yet."""
         is_new = stage != self._stage
         if is_new:
-            self._stage, self._first = stage, done or 0
-            self._started = time.monotonic()
+            self._stage, self._clock = stage, _Clock(done or 0)
+        left = self._clock.left(done, total)
         if self._bars is None:
-            self._show_line(stage, message, done, total, is_new=is_new)
+            self._show_line([message, left], done, total, is_new=is_new)
         else:
-            self._show_bar(self._bars, stage, message, done, total, is_new=is_new)
+            self._show_bar(self._bars, f"{message}  {left}", done, total, is_new=is_new)
 
     def _show_bar(
-        self,
-        bars: Progress,
-        stage: str,
-        message: str,
-        done: int | None,
-        total: int | None,
-        *,
-        is_new: bool,
+        self, bars: Progress, note: str, done: int | None, total: int | None, *, is_new: bool
     ) -> None:
         if is_new and self._task is not None:
             bars.stop_task(self._task)
         if is_new or self._task is None:
-            self._task = bars.add_task(stage, total=total, completed=done or 0, note=message)
+            assert self._stage is not None
+            self._task = bars.add_task(self._stage, total=total, completed=done or 0, note=note)
             return
-        bars.update(self._task, total=total, completed=done, note=message)
+        bars.update(self._task, total=total, completed=done, note=note)
 
     def _show_line(
-        self, stage: str, message: str, done: int | None, total: int | None, *, is_new: bool
+        self, notes: list[str], done: int | None, total: int | None, *, is_new: bool
     ) -> None:
         now = time.monotonic()
         is_over = done is not None and done == total
         if not (is_new or is_over or done is None) and now - self._shown < SECONDS_BETWEEN_LINES:
             return
-        parts = [f"{stage:<9}"]
-        if done is not None:
-            parts.append(f"{done:,}/{total:,}" if total is not None else f"{done:,}")
-        parts.append(message)
-        left = self._seconds_left(done, total, now)
-        if left is not None and not is_over:
-            parts.append(f"{duration(left)} left")
-        line = "  ".join(part for part in parts if part)
+        counted = "" if done is None else f"{done:,}" if total is None else f"{done:,}/{total:,}"
+        line = "  ".join(part for part in (f"{self._stage:<9}", counted, *notes) if part)
         if line != self._last_line:
             self._console.print(Text(line), soft_wrap=True)
         self._last_line, self._shown = line, now
 
-    def _seconds_left(self, done: int | None, total: int | None, now: float) -> float | None:
-        if done is None or total is None or done <= self._first:
-            return None
-        return (total - done) * (now - self._started) / (done - self._first)
+
+class _Clock:
+    """How long a stage will still take, from its pace since it first moved."""
+
+    def __init__(self, done: int) -> None:
+        self._first = done
+        self._moved: float | None = None
+
+    def left(self, done: int | None, total: int | None) -> str:
+        """`20 s left`; empty where nobody can tell: few large steps, or none yet."""
+        if done is None or total is None or total < FEW_STEPS or done <= self._first:
+            return ""
+        now = time.monotonic()
+        if self._moved is None:  # what came before is start-up, not pace
+            self._first, self._moved = done, now
+            return ""
+        seconds = (total - done) * (now - self._moved) / (done - self._first)
+        return f"{duration(seconds)} left" if done < total else ""
 
 
 def _bars(console: Console) -> Progress:
@@ -110,8 +113,6 @@ def _bars(console: Console) -> Progress:
         MofNCompleteColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
         console=console,
     )
 

@@ -22,16 +22,29 @@ def test_without_a_terminal_a_stage_is_lines_at_its_begin_and_end(capsys):
 
 
 def test_a_long_stage_says_every_few_seconds_how_much_is_left(capsys, monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(clock)))
+    seconds = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: seconds)
     with console.Reporter() as report:
-        for done in (0, 10, 20, 30, 40, 50, 60):
+        report("train", "starting", 0, 100)
+        seconds = 60.0  # start-up is no pace
+        for done in range(10, 101, 10):
+            seconds += 2.0
             report("train", "", done, 100)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "train      0/100"
-    assert len(lines) == 2
-    assert lines[1].startswith("train      50/100")
-    assert lines[1].endswith("6 s left")
+    assert capsys.readouterr().err.splitlines() == [
+        "train      0/100  starting",
+        "train      10/100",
+        "train      40/100  12 s left",
+        "train      70/100  6 s left",
+        "train      100/100",
+    ]
+
+
+def test_a_stage_of_a_few_unlike_steps_promises_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    with console.Reporter() as report:
+        for done in range(6):
+            report("export", "", done, 5)
+    assert "left" not in capsys.readouterr().err
 
 
 def test_messages_are_shown_as_they_are_not_as_markup(capsys):
