@@ -5,7 +5,6 @@ checked from package metadata when `recsys` is imported, before anything heavy i
 """
 
 import logging
-import logging
 import os
 import platform
 import sys
@@ -121,13 +120,22 @@ def output_held_back() -> Iterator[None]:
 
 
 def import_quietly() -> None:
-    """Import TorchRec and FBGEMM with their chatter held back, and keep them quiet afterwards.
+    """Import TorchRec and FBGEMM with their chatter held back; later imports are then silent.
 
-    What is silenced are remarks to their own developers (deprecations, tracing notes); errors are
-    exceptions and stay. Call it once in a process that trains, before anything else imports them.
+    Call it once in each process that trains, before anything else imports them.
     """
     with output_held_back():
         import torchrec.distributed.model_parallel  # noqa: F401
-    for library in ("torch", "torchrec", "fbgemm_gpu"):
-        warnings.filterwarnings("ignore", module=rf"{library}(\.|$)")
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    quieten()
+
+
+def quieten() -> None:
+    """Silence advice that libraries log to their own developers; their errors still come through.
+
+    TorchRec's planner asks for another way to build a topology that torchrec 1.6 does not have,
+    and its modules ask torch.fx a question that torch answers with a warning.
+    """
+    for name in ("torchrec.distributed.planner", "torch.fx._symbolic_trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _ADVICE:
+        warnings.filterwarnings("ignore", message=message)
