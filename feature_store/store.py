@@ -237,8 +237,8 @@ class Store:
             SchemaMismatch: The rows are not what the fitted features encode.
             CommitFailedError: Others kept committing to the same table.
         """
-        table.check_schema(rows.collect_schema(), fitted.layout)
-        files = table.sink(rows, workspace.path / "rows", workspace.build)
+        ordered = table.in_order(rows, fitted.layout)
+        files = table.sink(ordered, workspace.path / "rows", workspace.build)
         kept = workspace.path / "build"
         fitted.save(kept / "features")
         raw_sample.write_parquet(kept / "raw.parquet")

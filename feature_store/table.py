@@ -37,24 +37,23 @@ def encoded_schema(layout: Layout) -> dict[str, pl.DataType]:
     return schema | {GROUP_COLUMN: pl.Int64(), TIMESTAMP_COLUMN: pl.Int64()}
 
 
-def check_schema(found: pl.Schema, layout: Layout) -> None:
-    """Check that rows are what the fitted features encode, in names, types and order.
+def in_order(rows: pl.LazyFrame, layout: Layout) -> pl.LazyFrame:
+    """The rows with their columns in the order of the schema.
 
     Raises:
-        SchemaMismatch: Names every column that differs.
+        SchemaMismatch: Names every column that is not what the fitted features encode.
     """
+    found = rows.collect_schema()
     expected = {**encoded_schema(layout), SPLIT_COLUMN: pl.String()}
-    if list(found.items()) == list(expected.items()):
-        return
     wrong = [
         f"{name}: expected {expected.get(name, 'no such column')},"
         f" found {found.get(name, 'no such column')}"
         for name in {**expected, **found}
         if expected.get(name) != found.get(name)
     ]
-    raise SchemaMismatch(
-        f"the rows do not fit the fitted features: {'; '.join(wrong) or 'columns in another order'}"
-    )
+    if wrong:
+        raise SchemaMismatch(f"the rows do not fit the fitted features: {'; '.join(wrong)}")
+    return rows.select(list(expected))
 
 
 def sink(rows: pl.LazyFrame, folder: Path, prefix: str) -> list[tuple[str, Path]]:

@@ -122,7 +122,7 @@ def _write(
             writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
             chances.append(table["true_probability"].to_numpy())
-            clicks.append(table["clicked"].to_numpy().astype(bool))
+            clicks.append(table[log.label].to_numpy().astype(bool))
             on_progress("generating", sum(map(len, clicks)), config.rows)
         if writer is not None:
             writer.close()
@@ -155,7 +155,7 @@ def _chunks(
         clicked = random.random(end - begin) < chance
         yield pa.table(
             {
-                "clicked": clicked.astype(np.int8),
+                log.label: clicked.astype(np.int8),
                 "time": (START + when * DAYS * 86_400).astype(np.int64),
                 **columns,
                 "true_probability": chance.astype(np.float32),
@@ -177,6 +177,8 @@ def _bias(log: "_SequenceLog | _CriteoLog", config: SyntheticConfig) -> float:
 
 class _SequenceLog:
     """Users, items and a taste that only the history shows."""
+
+    label = "clicked"
 
     def __init__(self, config: SyntheticConfig) -> None:
         self.config = config
@@ -226,6 +228,7 @@ class _SequenceLog:
 class _CriteoLog:
     """Thirteen counts and twenty-six categories; the last of each are useless."""
 
+    label = "label"
     num_counts, num_categories = 13, 26
 
     def __init__(self, config: SyntheticConfig) -> None:
