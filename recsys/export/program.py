@@ -67,13 +67,9 @@ def export(program: ServedProgram, layout: Layout) -> ExportedProgram:
         padded.append(torch.zeros(TRACED_ROWS, TRACED_ROWS + 2 + place, dtype=torch.int64))
         padded.append(torch.ones(TRACED_ROWS, dtype=torch.int64))
     rows = {0: Dim.DYNAMIC, 1: Dim.STATIC}
-    shapes: dict[str, Any] = {
-        "dense_BN": rows,
-        "single_BC": rows,
-        "padded": tuple(
-            shape for _ in lists for shape in ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC})
-        ),
-    }
+    shapes: dict[str, Any] = {"dense_BN": rows, "single_BC": rows}
+    if padded:
+        shapes["padded"] = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}) * len(lists)
     with torch.no_grad(), _quiet():
         return torch.export.export(
             program, (dense_BN, single_BC, *padded), dynamic_shapes=shapes, strict=False

@@ -67,10 +67,13 @@ def rows(num_rows: int, seed: int = 0) -> pl.DataFrame:
     )
 
 
-def fitted(tasks: tuple[str, ...] = ("click",)) -> FittedFeatures:
-    """Features fitted on 500 rows."""
+def fitted(
+    tasks: tuple[str, ...] = ("click",), names: tuple[str, ...] | None = None
+) -> FittedFeatures:
+    """Features (all, or those of some names) fitted on 500 rows."""
     labels = tuple(Label(name=task, source="click") for task in tasks)
-    return fit(rows(500).lazy(), FEATURES.model_copy(update={"labels": labels}))
+    inputs = tuple(f for f in FEATURES.inputs if names is None or f.name in names)
+    return fit(rows(500).lazy(), FeatureSet(inputs=inputs, labels=labels))
 
 
 def served_ranker(features: FittedFeatures, kind: str = "din") -> AbstractRanker:

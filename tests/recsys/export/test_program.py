@@ -33,6 +33,21 @@ def test_an_exported_program_equals_its_model_at_every_batch_size(features, kind
         np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "names", [("user",), ("price",), ("genres",), ("user", "price"), ("tags", "price")]
+)
+def test_features_of_one_kind_alone_make_a_program_too(names):
+    features = served.fitted(names=names)
+    model = served.served_ranker(features, "dnn")
+    exported = programs.export(ServedProgram(model, features.layout).eval(), features.layout)
+    for rows in (1, 9):
+        raw = served.rows(rows, seed=rows)
+        encoded = features.encode(raw.lazy()).collect()
+        scores = exported.module()(*program_inputs(encoded, features.layout)).detach()
+        expected = served.trained_scores(features, model, raw)
+        np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
 def test_a_program_uses_no_operator_of_torchrec_or_fbgemm(features, model):
     exported = programs.export(ServedProgram(model, features.layout).eval(), features.layout)
     namespaces = {
