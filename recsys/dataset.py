@@ -229,8 +229,9 @@ class BatchReader:
         taken = sum(rows_B.numel() for _, rows_B in pieces)
         padding = size - taken
         singles_CB = _taken([(b.single_RC, r) for b, r in pieces], padding).t()
-        values: list[Tensor] = []
-        lengths: list[Tensor] = []
+        nothing = torch.zeros(0, dtype=torch.int64)
+        values: list[Tensor] = [nothing]  # a layout may have no ids at all
+        lengths: list[Tensor] = [nothing]
         ones_B = torch.ones(size, dtype=torch.int64)
         single = iter(singles_CB.contiguous())
         for field in self.layout.ids:

@@ -6,10 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from support.encoded import LAYOUT, write
 
 from recsys.batch import Batch
 from recsys.dataset import BatchReader
-from support.encoded import LAYOUT, write
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small tensors: more threads only wait for each other, and sums would depend on them."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +39,6 @@ def batch(files: tuple[Path, ...]) -> Batch:
 @pytest.fixture
 def one_rank() -> Iterator[None]:
     """This process alone as a process group."""
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     yield
     dist.destroy_process_group()

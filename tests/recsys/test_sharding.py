@@ -7,15 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
-
-from recsys.dataset import BatchReader
-from recsys.embeddings.collection import Embeddings, SequenceVectors
-from recsys.embeddings.initial import initialize
-from recsys.embeddings.sharding import TopologyConfig, explain, plan, shard
-from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
-from recsys.training.optimizers import SparseOptimizerConfig
-from recsys.training.trainer import TrainingConfig
 from support.encoded import LAYOUT
 from support.ranks import on_ranks
 from support.training import (
@@ -28,6 +19,15 @@ from support.training import (
     trainer_of,
     weights,
 )
+from torch import nn
+
+from recsys.dataset import BatchReader
+from recsys.embeddings.collection import Embeddings, SequenceVectors
+from recsys.embeddings.initial import initialize
+from recsys.embeddings.sharding import TopologyConfig, explain, plan, shard
+from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
+from recsys.training.optimizers import SparseOptimizerConfig
+from recsys.training.trainer import TrainingConfig
 
 SHARDINGS = (None, "table_wise", "row_wise", "column_wise", "data_parallel", "dense")
 MODELS = {"dnn": PLAIN_DNN, "din": PLAIN_DIN}

@@ -37,14 +37,19 @@ def rows(num_rows: int, seed: int = 0) -> pl.DataFrame:
     history = [random.integers(2, NUM_ITEMS, length) for length in lengths]
     tags = [random.integers(2, NUM_TAGS, random.integers(0, 4)) for _ in range(num_rows)]
     age = random.normal(size=num_rows)
-    overlap = np.array([np.mean(past % 5 == i % 5) if len(past) else 0.0 for past, i in zip(history, item, strict=True)])
+    overlap = np.array(
+        [
+            np.mean(past % 5 == i % 5) if len(past) else 0.0
+            for past, i in zip(history, item, strict=True)
+        ]
+    )
     logit = 1.5 * age + (item % 3 - 1) + 2 * overlap
     return pl.DataFrame(
         {
             "user": random.integers(0, NUM_USERS, num_rows),
-            "history": pl.Series(history, dtype=pl.List(pl.Int64)),
+            "history": pl.Series([ids.tolist() for ids in history], dtype=pl.List(pl.Int64)),
             "item": item,
-            "tags": pl.Series(tags, dtype=pl.List(pl.Int64)),
+            "tags": pl.Series([ids.tolist() for ids in tags], dtype=pl.List(pl.Int64)),
             "city": random.integers(-(2**63), 2**63 - 1, num_rows),
             "age": age.astype(np.float32),
             "price": random.normal(size=num_rows).astype(np.float32),

@@ -32,6 +32,8 @@ PLAIN_DIN = DINConfig(
 )
 """Neither has statistics of a batch, so the number of workers changes nothing."""
 EMBEDDING = FeatureEmbedding(embedding_dim=8, num_embeddings=100)
+EMBEDDINGS = EmbeddingsConfig(default=EMBEDDING)
+TRAINING = TrainingConfig(batch_size=60)
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class Recipe:
     folder: Path
     valid: tuple[Path, ...] = ()
     model: ModelConfig = PLAIN_DNN
-    embeddings: EmbeddingsConfig = EmbeddingsConfig(default=EMBEDDING)
-    training: TrainingConfig = TrainingConfig(batch_size=60)
+    embeddings: EmbeddingsConfig = EMBEDDINGS
+    training: TrainingConfig = TRAINING
     layout: Layout = LAYOUT
 
 

@@ -1,0 +1,112 @@
+"""Vectors by name, against a loop over rows that reads the tables themselves."""
+
+import numpy as np
+import pytest
+import torch
+from support.encoded import LAYOUT, MAX_LENGTH
+from support.training import CPU, embeddings_of
+
+from feature_store.features import Layout
+from recsys.batch import Batch
+from recsys.embeddings.collection import Embeddings, SequenceVectors, table_weight
+from recsys.embeddings.hashing import hashed_rows
+from recsys.embeddings.initial import initialize
+from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, Table, tables_of
+
+CONFIGS = {
+    "plain": embeddings_of(),
+    "sum": embeddings_of(pooling="sum"),
+    "replicated": embeddings_of("data_parallel"),
+    "hashed": embeddings_of(num_embeddings=9),
+    "widths": EmbeddingsConfig(
+        default=FeatureEmbedding(embedding_dim=8, num_embeddings=50),
+        features={
+            "item": FeatureEmbedding(embedding_dim=4),
+            "tags": FeatureEmbedding(embedding_dim=12, optimizer="dense"),
+        },
+    ),
+}
+
+
+def made(config: EmbeddingsConfig, layout: Layout = LAYOUT) -> Embeddings:
+    tables = tables_of(layout, config)
+    embeddings = Embeddings(layout, tables, CPU)
+    initialize(embeddings, tables, seed=1)
+    return embeddings
+
+
+def row_of(encoded: int, table: Table) -> int:
+    if not table.hashed:
+        return encoded
+    return hashed_rows(torch.tensor(encoded), table.num_embeddings).item()
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_vectors_equal_a_loop_over_rows(name: str, batch: Batch) -> None:
+    embeddings = made(CONFIGS[name])
+    vectors = embeddings(batch.ids)
+    assert set(vectors) == {field.name for field in LAYOUT.ids}
+    for field in LAYOUT.ids:
+        table = embeddings.table_of[field.name]
+        weight = table_weight(embeddings, table).detach().numpy()
+        for place, ids in enumerate(batch.ids[field.name].to_dense()):
+            rows = weight[[row_of(i, table) for i in ids.tolist()]]
+            found = vectors[field.name]
+            if field.shape == "sequence":
+                assert isinstance(found, SequenceVectors)
+                values_LD = found.values_BLD[place].detach().numpy()
+                assert values_LD.shape == (MAX_LENGTH, table.settings.embedding_dim)
+                np.testing.assert_array_equal(values_LD[: len(ids)], rows)
+                np.testing.assert_array_equal(values_LD[len(ids) :], 0)
+                assert found.mask_BL[place].tolist() == [j < len(ids) for j in range(MAX_LENGTH)]
+                continue
+            assert isinstance(found, torch.Tensor)
+            expected = rows.sum(axis=0)
+            if field.shape == "bag" and table.settings.pooling == "mean":
+                expected = expected / max(1, len(ids))
+            np.testing.assert_allclose(found[place].detach().numpy(), expected, atol=1e-7)
+
+
+def test_an_empty_bag_is_the_zero_vector(batch: Batch) -> None:
+    vectors = made(CONFIGS["plain"])(batch.ids)
+    empty_B = batch.ids["tags"].lengths() == 0
+    assert empty_B.any()
+    assert isinstance(vectors["tags"], torch.Tensor)
+    assert vectors["tags"][empty_B].abs().sum() == 0
+
+
+def test_hashing_changes_only_the_ids_of_hashed_tables(batch: Batch) -> None:
+    """city (hashed) mixes; the vocabularies with a row for every id stay as they are."""
+    embeddings = made(CONFIGS["plain"])
+    rows = embeddings.rows(batch.ids)
+    for name in ("user", "history", "item", "tags"):
+        assert torch.equal(rows[name].values(), batch.ids[name].values())
+    city = embeddings.table_of["city"]
+    expected = hashed_rows(batch.ids["city"].values(), city.num_embeddings)
+    assert torch.equal(rows["city"].values(), expected)
+    assert rows.length_per_key() == batch.ids.length_per_key()
+
+
+def test_a_history_and_its_feature_read_one_table(batch: Batch) -> None:
+    embeddings = made(CONFIGS["plain"])
+    before = embeddings(batch.ids)
+    with torch.no_grad():
+        table_weight(embeddings, embeddings.table_of["item"]).add_(1.0)
+    after = embeddings(batch.ids)
+    torch.testing.assert_close(after["item"], before["item"] + 1.0)
+    mask_BL1 = before["history"].mask_BL[:, :, None]
+    torch.testing.assert_close(
+        after["history"].values_BLD, before["history"].values_BLD + 1.0 * mask_BL1
+    )
+    assert torch.equal(after["user"], before["user"])
+
+
+def test_gradients_of_a_mean_are_shared_by_the_bag(batch: Batch) -> None:
+    embeddings = made(CONFIGS["plain"])
+    embeddings(batch.ids)["tags"].sum().backward()
+    weight = table_weight(embeddings, embeddings.table_of["tags"])
+    expected = np.zeros(weight.shape[0])
+    for ids in batch.ids["tags"].to_dense():
+        for tag in ids.tolist():
+            expected[tag] += 1 / len(ids)
+    np.testing.assert_allclose(weight.grad[:, 0].numpy(), expected, rtol=1e-5)

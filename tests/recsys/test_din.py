@@ -1,0 +1,138 @@
+"""DIN's attention against a NumPy loop over positions."""
+
+import numpy as np
+import pytest
+import torch
+from support.encoded import LAYOUT
+from support.training import CPU, embeddings_of
+
+from feature_store.features import Layout
+from recsys.batch import Batch
+from recsys.embeddings.collection import Embeddings, SequenceVectors
+from recsys.embeddings.initial import initialize
+from recsys.embeddings.tables import tables_of
+from recsys.models.din import DIN, AttentionConfig, DINConfig, LocalActivationUnit
+from recsys.models.layers import MLPConfig
+
+B, L, D = 5, 6, 4
+
+
+def unit(softmax: bool, activation: str = "sigmoid") -> LocalActivationUnit:
+    torch.manual_seed(0)
+    config = AttentionConfig(mlp=MLPConfig(hidden=(3,), activation=activation), softmax=softmax)
+    return LocalActivationUnit(D, config)
+
+
+def drawn(length: int = L) -> tuple[torch.Tensor, SequenceVectors]:
+    generator = torch.Generator().manual_seed(1)
+    candidate_BD = torch.randn(B, D, generator=generator)
+    keys_BLD = torch.randn(B, L, D, generator=generator)
+    lengths_B = torch.tensor([6, 0, 1, 3, 4])
+    mask_BL = torch.arange(length)[None, :] < lengths_B[:, None]
+    padded_BLD = torch.zeros(B, length, D)
+    padded_BLD[:, :L] = keys_BLD
+    return candidate_BD, SequenceVectors(padded_BLD * mask_BL[:, :, None], mask_BL)
+
+
+def reference(
+    module: LocalActivationUnit, candidate_BD: torch.Tensor, history: SequenceVectors
+) -> np.ndarray:
+    """sum_j a(e_j, v) e_j, one position at a time, from the layer's weights."""
+    weight, bias = (p.detach().double().numpy() for p in module.mlp.linears[0].parameters())
+    out, out_bias = (p.detach().double().numpy() for p in module.score.parameters())
+    interest = np.zeros((B, D))
+    for row in range(B):
+        v = candidate_BD[row].double().numpy()
+        keys = history.values_BLD[row][history.mask_BL[row]].double().numpy()
+        scores = []
+        for e in keys:
+            hidden = 1 / (1 + np.exp(-(weight @ np.concatenate([e, v, v - e, v * e]) + bias)))
+            scores.append((out @ hidden + out_bias).item())
+        if module.softmax and len(keys):
+            powers = np.exp(np.array(scores) / np.sqrt(D))
+            scores = list(powers / powers.sum())
+        for a, e in zip(scores, keys, strict=True):
+            interest[row] += a * e
+    return interest
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_attention_equals_a_loop_over_positions(softmax: bool) -> None:
+    module = unit(softmax)
+    candidate_BD, history = drawn()
+    found = module(candidate_BD, history).detach().numpy()
+    np.testing.assert_allclose(found, reference(module, candidate_BD, history), atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "dice"])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_more_padding_changes_nothing(softmax: bool, activation: str) -> None:
+    found = []
+    for length in (L, L + 5):
+        module = unit(softmax, activation).train()
+        found.append(module(*drawn(length)))
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_an_empty_history_is_no_interest_and_no_nan(softmax: bool) -> None:
+    module = unit(softmax)
+    candidate_BD, history = drawn()
+    candidate_BD.requires_grad_()
+    interest_BD = module(candidate_BD, history)
+    assert interest_BD[1].tolist() == [0.0] * D
+    interest_BD.sum().backward()
+    assert candidate_BD.grad[1].tolist() == [0.0] * D
+    assert torch.isfinite(candidate_BD.grad).all()
+    assert all(torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+def test_without_softmax_the_strength_of_interest_is_kept() -> None:
+    """Twice the same history is twice the interest; with softmax it is the same."""
+    candidate_BD, history = drawn()
+    twice = SequenceVectors(
+        torch.cat([history.values_BLD] * 2, dim=1), torch.cat([history.mask_BL] * 2, dim=1)
+    )
+    plain, normalised = unit(False), unit(True)
+    torch.testing.assert_close(plain(candidate_BD, twice), 2 * plain(candidate_BD, history))
+    torch.testing.assert_close(normalised(candidate_BD, twice), normalised(candidate_BD, history))
+
+
+def made(layout: Layout = LAYOUT) -> DIN:
+    tables = tables_of(layout, embeddings_of())
+    embeddings = Embeddings(layout, tables, CPU)
+    initialize(embeddings, tables, seed=0)
+    return DIN(layout, embeddings, DINConfig())
+
+
+def test_a_history_attends_to_the_field_of_its_table(batch: Batch) -> None:
+    """Another candidate changes the interest; another user does not."""
+    model = made().eval()
+    assert model.candidates == {"history": "item"}
+    vectors = model.embeddings(batch.ids)
+    interest = model.attention[0](vectors["item"], vectors["history"])
+    other = model.attention[0](vectors["item"].roll(1, dims=0), vectors["history"])
+    assert not torch.allclose(interest, other)
+
+
+def test_every_id_and_number_reaches_the_logits(batch: Batch) -> None:
+    model = made().eval()
+    vectors = model.embeddings(batch.ids)
+    expected = model.logits(vectors, batch.dense_BN)
+    for name, vector in vectors.items():
+        changed = dict(vectors)
+        if isinstance(vector, SequenceVectors):
+            changed[name] = SequenceVectors(vector.values_BLD + 1.0, vector.mask_BL)
+        else:
+            changed[name] = vector + 1.0
+        assert not torch.equal(model.logits(changed, batch.dense_BN), expected), name
+    for number in range(2):
+        dense_BN = batch.dense_BN.clone()
+        dense_BN[:, number] += 1.0
+        assert not torch.equal(model.logits(vectors, dense_BN), expected)
+
+
+def test_a_layout_without_history_is_refused_with_a_remedy() -> None:
+    ids = tuple(field for field in LAYOUT.ids if field.shape != "sequence")
+    with pytest.raises(ValueError, match=r"needs a history.*model\.kind dnn"):
+        made(Layout(ids=ids, dense=(), tasks=("label",)))

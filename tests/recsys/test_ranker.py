@@ -1,0 +1,176 @@
+"""What every model keeps to, over all of MODELS: a new model is tested by its line there."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from support.encoded import LAYOUT
+from support.padding import served
+from support.training import CPU, embeddings_of
+
+from feature_store.features import Layout
+from recsys.batch import Batch
+from recsys.dataset import BatchReader
+from recsys.embeddings.collection import Embeddings
+from recsys.embeddings.initial import initialize
+from recsys.embeddings.serving import ServedBatch, serving_form
+from recsys.embeddings.tables import tables_of
+from recsys.export.program import ServedProgram, export
+from recsys.models import MODELS, DINConfig, DNNConfig, ModelConfig, ranker
+from recsys.models.din import AttentionConfig
+from recsys.models.layers import MLPConfig
+from recsys.models.ranker import AbstractRanker
+from recsys.objectives.click import log_loss
+
+TWO_TASKS = Layout(ids=LAYOUT.ids, dense=LAYOUT.dense, tasks=("label", "price"))
+SMALL = MLPConfig(hidden=(16, 8))
+CONFIGS: dict[str, ModelConfig] = {
+    "din": DINConfig(),
+    "din softmax": DINConfig(attention=AttentionConfig(softmax=True), mlp=SMALL),
+    "din normed": DINConfig(
+        attention=AttentionConfig(mlp=MLPConfig(hidden=(8,), batch_norm=True, dropout=0.1)),
+        mlp=MLPConfig(hidden=(16,), activation="prelu", batch_norm=True),
+    ),
+    "dnn": DNNConfig(),
+    "dnn dropout": DNNConfig(mlp=MLPConfig(hidden=(16,), activation="dice", dropout=0.3)),
+}
+every = pytest.mark.parametrize("name", list(CONFIGS))
+
+
+def made(name: str, layout: Layout = LAYOUT, seed: int = 0) -> AbstractRanker:
+    torch.manual_seed(seed)
+    tables = tables_of(layout, embeddings_of())
+    embeddings = Embeddings(layout, tables, CPU)
+    initialize(embeddings, tables, seed)
+    return ranker(CONFIGS[name], layout, embeddings)
+
+
+def loss_of(model: AbstractRanker, batch: Batch) -> torch.Tensor:
+    return log_loss(model(batch), batch.labels_BT, batch.weights_B, batch.weight_sum)
+
+
+def after_training(name: str, batch: Batch, steps: int = 60) -> tuple[AbstractRanker, list[float]]:
+    model = made(name)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = loss_of(model, batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return model, losses
+
+
+def test_every_model_is_under_contract() -> None:
+    assert {config.kind for config in CONFIGS.values()} == set(MODELS)
+    for kind, built in MODELS.items():
+        assert isinstance(made(kind), built)
+
+
+@every
+def test_logits_have_a_column_for_every_task(name: str, files: Sequence[Path]) -> None:
+    batch = next(BatchReader(files, TWO_TASKS, batch_size=33).epoch(0))
+    logits_BT = made(name, TWO_TASKS)(batch)
+    assert logits_BT.shape == (33, 2)
+    assert logits_BT.dtype == torch.float32
+
+
+@every
+def test_every_parameter_has_a_finite_gradient(name: str, batch: Batch) -> None:
+    model = made(name)
+    loss_of(model, batch).backward()
+    for parameter, weight in model.named_parameters():
+        assert weight.grad is not None, parameter
+        assert torch.isfinite(weight.grad).all(), parameter
+        # DNN reads no sequence, but their table holds the single ids too.
+        assert weight.grad.abs().sum() > 0 or parameter.endswith(("score.bias", "linears.0.bias"))
+
+
+@every
+def test_a_seed_decides_all(name: str, batch: Batch) -> None:
+    def logits(seed: int) -> torch.Tensor:
+        model = made(name, seed=seed)
+        torch.manual_seed(5)
+        return model(batch)
+
+    assert torch.equal(logits(1), logits(1))
+    assert not torch.equal(logits(1), logits(2))
+
+
+@every
+def test_the_loss_falls_on_64_rows(name: str, batch: Batch) -> None:
+    _, losses = after_training(name, batch)
+    assert losses[-1] < 0.4 * losses[0]
+
+
+@every
+def test_a_row_is_scored_the_same_alone_and_in_any_company(name: str, batch: Batch) -> None:
+    model = after_training(name, batch, steps=5)[0].eval()
+    inputs = served(batch)
+    model.embeddings = serving_form(model.embeddings)
+    together = model(inputs)
+    for row in (0, 17, 63):
+        alone = model(rows_of(inputs, slice(row, row + 1)))
+        torch.testing.assert_close(alone[0], together[row], rtol=0, atol=1e-6)
+
+
+def rows_of(inputs: ServedBatch, rows: slice) -> ServedBatch:
+    ids = {name: type(padded)(*(part[rows] for part in padded)) for name, padded in
+           inputs.ids.items()}  # fmt: skip
+    return ServedBatch(ids, inputs.dense_BN[rows])
+
+
+@every
+def test_saved_and_loaded_it_gives_identical_logits(
+    name: str, batch: Batch, tmp_path: Path
+) -> None:
+    model, _ = after_training(name, batch, steps=5)
+    dcp.save({"model": model.state_dict()}, checkpoint_id=tmp_path, no_dist=True)
+    other = made(name, seed=99)
+    tensors = {"model": other.state_dict()}
+    dcp.load(tensors, checkpoint_id=tmp_path, no_dist=True)
+    other.load_state_dict(tensors["model"])
+    assert torch.equal(other.eval()(batch), model.eval()(batch))
+
+
+@every
+def test_the_serving_form_scores_as_the_training_form(name: str, batch: Batch) -> None:
+    model = after_training(name, batch, steps=5)[0].eval()
+    expected = model(batch)
+    model.embeddings = serving_form(model.embeddings)
+    for extra in (0, 4):
+        torch.testing.assert_close(model(served(batch, extra)), expected, rtol=0, atol=1e-6)
+
+
+@every
+def test_the_exported_program_scores_as_the_model(
+    name: str, batch: Batch, files: Sequence[Path]
+) -> None:
+    """At batch 1 and at sizes that were never traced."""
+    model = after_training(name, batch, steps=5)[0].eval()
+    training = copy.deepcopy(model)
+    model.embeddings = serving_form(model.embeddings)
+    program = export(ServedProgram(model, LAYOUT), LAYOUT).module()
+    for num_rows in (1, 2, 37):
+        rows = next(BatchReader(files, LAYOUT, batch_size=num_rows).epoch(0))
+        inputs = served(rows, extra=1)
+        singles = [f.name for f in LAYOUT.ids if f.shape == "single"]
+        lists = [f.name for f in LAYOUT.ids if f.shape != "single"]
+        found = program(
+            inputs.dense_BN,
+            torch.cat([inputs.ids[each].ids_BL for each in singles], dim=1),
+            *(part for each in lists for part in inputs.ids[each]),
+        )
+        torch.testing.assert_close(found, torch.sigmoid(training(rows)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["din", "dnn"])
+def test_bfloat16_logits_stay_near(name: str, batch: Batch) -> None:
+    model = made(name).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(batch)
+    torch.testing.assert_close(found.float(), model(batch), rtol=0.05, atol=0.02)
