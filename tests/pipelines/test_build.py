@@ -1,0 +1,277 @@
+"""From raw files to a version: what is built, what is found again, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+
+from feature_store.features import (
+    SPLIT_COLUMN,
+    SPLITS,
+    Categorical,
+    FeatureSet,
+    History,
+    Label,
+    Numeric,
+    Sequence,
+)
+from feature_store.store import Store
+from pipelines.build import BuildResult, build
+from pipelines.identity import SourceChanged
+from pipelines.rejection import TooManyRejected
+from pipelines.sources import DataConfig
+
+FEATURES = FeatureSet(
+    inputs=(
+        Categorical(name="user", side="user"),
+        Categorical(name="item", side="item"),
+        Numeric(name="price", standardize=True),
+        Sequence(name="clicked_items", of="item", max_length=3, history=History(by="user")),
+    ),
+    labels=(Label(name="clicked"),),
+    group="user",
+    timestamp="time",
+)
+COLUMNS = {"user": "string", "item": "string", "price": "float", "time": "int", "clicked": "int"}
+
+
+def log(num_rows: int = 400, seed: int = 0) -> pl.DataFrame:
+    random = np.random.default_rng(seed)
+    return pl.DataFrame(
+        {
+            "user": [f"u{i}" for i in random.integers(0, 20, num_rows)],
+            "item": [f"i{i}" for i in random.integers(0, 15, num_rows)],
+            "price": random.lognormal(size=num_rows).round(3),
+            "time": random.permutation(num_rows) + 1000,
+            "clicked": random.integers(0, 2, num_rows),
+        }
+    )
+
+
+def config(folder: Path, frame: pl.DataFrame | None = None, **changes: Any) -> DataConfig:
+    path = folder / "log.csv"
+    if frame is not None:
+        frame.write_csv(path)
+    values = {"path": str(path), "columns": COLUMNS, "split": {"by": "time"}, **changes}
+    return DataConfig.model_validate(values)
+
+
+def built(folder: Path, data: DataConfig, features: FeatureSet = FEATURES) -> BuildResult:
+    return build("clicks", data, features, Store(folder / "store"))
+
+
+def test_a_version_holds_every_row_encoded_by_what_was_fitted_to_the_training_rows(
+    tmp_path: Path,
+) -> None:
+    raw = log()
+    result = built(tmp_path, config(tmp_path, raw))
+    version = result.version
+    assert (result.reused, result.rows_in, result.rows_rejected) == (False, 400, 0)
+    assert version.rows == {"train": 320, "valid": 40, "test": 40}
+
+    train = raw.filter(pl.col("time") < 1320)
+    mean, std = train["price"].mean(), train["price"].std(ddof=0)
+    items = train["item"].value_counts().sort("count", "item", descending=[True, False])["item"]
+    ids = {item: place + 2 for place, item in enumerate(items)}
+    for split, bounds in zip(SPLITS, [(1000, 1320), (1320, 1360), (1360, 1400)], strict=True):
+        got = version.scan(split).collect()
+        mine = raw.filter(pl.col("time").is_between(*bounds, closed="left"))
+        assert got["__timestamp"].to_list() == mine["time"].to_list()
+        assert got["item"].to_list() == [ids.get(item, 1) for item in mine["item"]]
+        assert np.allclose(got["price"], (mine["price"] - mean) / std, atol=1e-5)
+        assert got["clicked"].to_list() == mine["clicked"].to_list()
+        for user, time, past in zip(mine["user"], mine["time"], got["clicked_items"], strict=True):
+            earlier = raw.filter((pl.col("user") == user) & (pl.col("time") < time)).sort("time")
+            assert past.to_list() == [ids.get(item, 1) for item in earlier["item"][-3:]]
+
+
+def test_a_version_tells_where_it_comes_from(tmp_path: Path) -> None:
+    import hashlib
+
+    version = built(tmp_path, config(tmp_path, log())).version
+    [source] = version.metadata["sources"]
+    content = (tmp_path / "log.csv").read_bytes()
+    assert source["sha256"] == hashlib.sha256(content).hexdigest()
+    assert source["size_bytes"] == len(content)
+    assert source["path"] == str(tmp_path / "log.csv")
+    assert version.metadata["rows_in"] == 400
+    assert version.metadata["libraries"]["polars"] == pl.__version__
+
+
+def test_a_sample_of_raw_rows_encodes_to_the_rows_of_the_last_split(tmp_path: Path) -> None:
+    version = built(tmp_path, config(tmp_path, log())).version
+    again = version.fitted.encode(version.raw_sample().lazy()).collect()
+    assert again.equals(version.scan("test").select(again.columns).collect())
+    assert len(again) == 40
+
+
+def test_an_unchanged_build_is_found_and_every_change_builds_anew(tmp_path: Path) -> None:
+    raw = log()
+    first = built(tmp_path, config(tmp_path, raw))
+    assert built(tmp_path, config(tmp_path)).reused
+    (tmp_path / "log.csv").touch()
+    assert built(tmp_path, config(tmp_path)).reused
+    moved = tmp_path / "elsewhere.csv"
+    (tmp_path / "log.csv").rename(moved)
+    found = built(tmp_path, config(tmp_path, path=str(moved)))
+    assert (found.reused, found.version.number) == (True, first.version.number)
+
+    changed = raw.with_columns(price=pl.col("price") + 1)
+    assert not built(tmp_path, config(tmp_path, changed)).reused
+    assert not built(tmp_path, config(tmp_path, split={"by": "random"})).reused
+    fewer = FEATURES.model_copy(update={"inputs": FEATURES.inputs[:3]})
+    assert not built(tmp_path, config(tmp_path), fewer).reused
+    assert len(Store(tmp_path / "store").history("clicks")) == 4
+    again = built(tmp_path, config(tmp_path, raw))
+    assert (again.reused, again.version.number) == (True, first.version.number)
+
+
+def test_a_file_of_the_same_size_and_another_content_is_not_taken_for_the_old_one(
+    tmp_path: Path,
+) -> None:
+    built(tmp_path, config(tmp_path, log()))
+    path = tmp_path / "log.csv"
+    text = path.read_text()
+    path.write_text(text.replace("u1,", "u2,"))
+    assert not built(tmp_path, config(tmp_path)).reused
+
+
+def test_equal_builds_are_equal_to_the_bit(tmp_path: Path) -> None:
+    versions = []
+    for store in ("one", "two"):
+        (tmp_path / store).mkdir()
+        versions.append(built(tmp_path / store, config(tmp_path, log())).version)
+    one, two = versions
+    assert one.fingerprint == two.fingerprint
+    assert one.fitted.fingerprint == two.fitted.fingerprint
+    for split in SPLITS:
+        assert one.scan(split).collect().equals(two.scan(split).collect())
+
+
+def test_few_bad_rows_are_kept_aside_with_their_reason(tmp_path: Path) -> None:
+    log().write_csv(tmp_path / "log.csv")
+    with (tmp_path / "log.csv").open("a") as file:
+        file.write("u1,i1,cheap,2000,1\nu1,i1,1.0,2001,3\n")
+    result = built(tmp_path, config(tmp_path))
+    assert (result.rows_in, result.rows_rejected) == (402, 2)
+    assert sum(result.version.rows.values()) == 400
+    assert result.rejected_path is not None
+    kept = pl.read_csv(result.rejected_path)
+    assert kept["line"].to_list() == [402, 403]
+    assert kept["file"].unique().to_list() == [str(tmp_path / "log.csv")]
+    assert kept["reason"].to_list() == [
+        "column 'price': expected a float, found 'cheap'",
+        "label 'clicked': expected 0 or 1, found 3 in 'clicked'",
+    ]
+    assert result.version.metadata["rejected_reasons"] == {
+        "price: not a float": 1,
+        "label 'clicked': not 0 or 1": 1,
+    }
+    again = built(tmp_path, config(tmp_path))
+    assert (again.reused, again.rows_rejected) == (True, 2)
+    assert again.rejected_path == result.rejected_path
+
+
+def test_too_many_bad_rows_are_an_error_that_keeps_them_and_writes_no_version(
+    tmp_path: Path,
+) -> None:
+    log().with_columns(price=pl.lit("cheap")).write_csv(tmp_path / "log.csv")
+    with pytest.raises(TooManyRejected) as error:
+        built(tmp_path, config(tmp_path))
+    message = str(error.value)
+    assert "400 of 400 rows (100.00%) cannot be used" in message
+    assert "data.max_rejected = 1.00%" in message
+    assert "log.csv:2: column 'price': expected a float, found 'cheap'" in message
+    assert "and 397 more" in message
+    [kept] = (tmp_path / "store" / "clicks" / "rejected").iterdir()
+    assert str(kept) in message
+    assert len(pl.read_csv(kept)) == 400
+    assert not Store(tmp_path / "store").exists("clicks")
+
+
+def test_more_bad_rows_may_be_allowed(tmp_path: Path) -> None:
+    raw = log().with_columns(
+        price=pl.when(pl.int_range(400) < 40).then(pl.lit("x")).otherwise("price")
+    )
+    result = built(tmp_path, config(tmp_path, raw, max_rejected=0.1))
+    assert (result.rows_in, result.rows_rejected) == (400, 40)
+
+
+@pytest.mark.parametrize("only", [0, 1])
+def test_one_class_only_is_an_error(tmp_path: Path, only: int) -> None:
+    raw = log().with_columns(clicked=pl.lit(only))
+    with pytest.raises(
+        ValueError, match=rf"'clicked' is {only} in all 320 training rows.*one class"
+    ):
+        built(tmp_path, config(tmp_path, raw))
+    assert not Store(tmp_path / "store").exists("clicks")
+
+
+def test_a_threshold_that_leaves_one_class_is_named(tmp_path: Path) -> None:
+    label = Label(name="dear", source="price", threshold=1e9)
+    features = FEATURES.model_copy(update={"labels": (label,)})
+    with pytest.raises(ValueError, match=r"'dear' is 0 .*check 'price' and the threshold 1e\+09"):
+        built(tmp_path, config(tmp_path, log()), features)
+
+
+def test_a_split_that_leaves_no_training_rows_is_an_error(tmp_path: Path) -> None:
+    data = config(tmp_path, log(), split={"by": "time", "test_from": 0})
+    with pytest.raises(ValueError, match=r"no rows for train"):
+        built(tmp_path, data)
+
+
+def test_a_history_longer_than_its_length_keeps_the_most_recent(tmp_path: Path) -> None:
+    raw = log().with_columns(user=pl.lit("u1"))
+    version = built(tmp_path, config(tmp_path, raw)).version
+    lengths = version.scan("train").sort("__timestamp").select(pl.col("clicked_items").list.len())
+    assert lengths.collect().to_series().to_list() == [0, 1, 2] + [3] * 317
+
+
+def test_a_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
+    built(tmp_path, config(tmp_path, log()))
+    table = tmp_path / "store" / "clicks"
+    before = sorted(path for path in table.rglob("*"))
+    bad = log().with_columns(clicked=pl.lit(1))
+    with pytest.raises(ValueError, match="one class"):
+        built(tmp_path, config(tmp_path, bad))
+    assert sorted(path for path in table.rglob("*")) == before
+
+
+def test_a_file_that_changes_while_it_is_read_writes_no_version(tmp_path: Path) -> None:
+    data = config(tmp_path, log())
+
+    def append(stage: str, done: int, total: int | None) -> None:
+        if stage.startswith("fitting"):
+            with (tmp_path / "log.csv").open("a") as file:
+                file.write("u1,i1,1.0,2000,1\n")
+
+    with pytest.raises(SourceChanged, match=r"log\.csv was changed while it was read"):
+        build("clicks", data, FEATURES, Store(tmp_path / "store"), append)
+    assert not Store(tmp_path / "store").exists("clicks")
+
+
+def test_progress_names_the_stages_and_counts_all_rows(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    data = config(tmp_path, log())
+    build("clicks", data, FEATURES, Store(tmp_path / "store"), lambda *step: told.append(step))
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert stages == [
+        "identifying log.csv",
+        "reading log.csv",
+        "gathering histories and splitting",
+        "counting rows and labels",
+        "fitting features",
+        "encoding and writing",
+    ]
+    assert told[-1] == ("encoding and writing", 400, 400)
+
+
+def test_parquet_gives_the_same_version_as_text(tmp_path: Path) -> None:
+    text = built(tmp_path, config(tmp_path, log())).version
+    log().write_parquet(tmp_path / "log.parquet")
+    binary = built(tmp_path, config(tmp_path, path=str(tmp_path / "log.parquet"))).version
+    for split in SPLITS:
+        assert text.scan(split).collect().equals(binary.scan(split).collect())
+    assert SPLIT_COLUMN not in text.scan("train").collect_schema()

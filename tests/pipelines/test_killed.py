@@ -1,0 +1,96 @@
+"""kill -9 anywhere in a build: the last version opens, nothing is half there, the next works."""
+
+import multiprocessing
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from feature_store.features import Categorical, FeatureSet, Label
+from feature_store.store import Store
+from pipelines.build import build
+from pipelines.sources import DataConfig
+
+FEATURES = FeatureSet(inputs=(Categorical(name="item"),), labels=(Label(name="clicked"),))
+ROWS = {"old": 300, "new": 400}
+EVENTS = ("os.rename", "os.mkdir", "os.remove", "open")
+MOST_POINTS = 200
+
+
+def write_log(folder: Path, name: str) -> None:
+    random = np.random.default_rng(0)
+    items = [f"{name}{i}" for i in random.integers(0, 20, ROWS[name])]
+    clicks = random.integers(0, 2, ROWS[name])
+    pl.DataFrame({"item": items, "clicked": clicks}).write_csv(folder / f"{name}.csv")
+
+
+def build_log(folder: Path, name: str) -> None:
+    data = DataConfig.model_validate(
+        {"path": str(folder / f"{name}.csv"), "columns": {"item": "string", "clicked": "int"}}
+    )
+    build("clicks", data, FEATURES, Store(folder / "store"))
+
+
+def build_until(folder: Path, point: int) -> None:
+    """Build "new" and die at the point-th time that the store's files are touched."""
+    touched = 0
+
+    def die(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal touched
+        if event in EVENTS and str(folder / "store") in str(arguments[0]):
+            touched += 1
+            if touched == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(die)
+    build_log(folder, "new")
+
+
+def rows_of_latest(folder: Path) -> int:
+    """Rows of the latest version, every value read, with its fitted features."""
+    version = Store(folder / "store").open("clicks")
+    num_rows = sum(version.scan(split).collect().height for split in version.rows)
+    assert num_rows == sum(version.rows.values())
+    assert len(version.fitted.vocabularies["item"]) > 0
+    assert len(version.raw_sample()) > 0
+    return num_rows
+
+
+def test_a_build_killed_at_any_point_leaves_the_last_version_and_the_next_build_works(
+    tmp_path: Path,
+) -> None:
+    for name in ROWS:
+        write_log(tmp_path, name)
+    build_log(tmp_path, "old")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports once
+    point, committed_at = 0, None
+    while True:
+        point += 3
+        assert point < MOST_POINTS, "the build never ends"
+        child = context.Process(target=build_until, args=(tmp_path, point))
+        child.start()
+        child.join(60)
+        if child.exitcode == 0:
+            break
+        assert child.exitcode == -signal.SIGKILL
+        if committed_at is None and rows_of_latest(tmp_path) == ROWS["new"]:
+            committed_at = point
+        assert rows_of_latest(tmp_path) == (ROWS["old"] if committed_at is None else ROWS["new"])
+    assert point > 15, "too few points to mean anything"
+    assert rows_of_latest(tmp_path) == ROWS["new"]
+    store = Store(tmp_path / "store")
+    versions = store.history("clicks")
+    assert len(versions) == 2
+
+    with store.workspace("clicks"):
+        pass  # sweeps what the last dead build left
+    folder = tmp_path / "store" / "clicks"
+    kept = {path.name for path in (folder / "builds").iterdir()}
+    assert kept == {version.build for version in versions}
+    files = {f for version in versions for split in version.rows for f in version.files(split)}
+    assert set((folder / "table").glob("split=*/*")) == files
+    assert list((folder / ".building").iterdir()) == []
