@@ -102,7 +102,7 @@ def plan(
         ),
         batch_size=batch_size,
         constraints={
-            table.parameter: _constraints(table, device)
+            table.parameter: _constraints(table, device, world_size)
             for table in tables
             if not table.settings.replicated
         },
@@ -121,9 +121,11 @@ def plan(
         ) from error
 
 
-def _constraints(table: Table, device: torch.device) -> ParameterConstraints:
+def _constraints(table: Table, device: torch.device, world_size: int) -> ParameterConstraints:
     across = ACROSS_HOSTS if device.type == "cuda" else ()
-    allowed = table.settings.sharding_types or RESHARDABLE + across
+    # Alone, a worker that cut its tables by rows would only sort every id into one bucket.
+    by_default = RESHARDABLE + across if world_size > 1 else ("table_wise",)
+    allowed = table.settings.sharding_types or by_default
     return ParameterConstraints(sharding_types=list(allowed), min_partition=4)
 
 
