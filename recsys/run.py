@@ -26,6 +26,7 @@ from pipelines.build import BuildResult
 from pipelines.fit import fit
 from pipelines.sources import preview
 from recsys import experiment as experiments
+from recsys.batch import Batch
 from recsys.checkpoint import Checkpoint, Checkpoints, write_atomically
 from recsys.checkpoint import load as load_tensors
 from recsys.dataset import BatchReader
@@ -383,7 +384,7 @@ def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silen
     trained = load_trained(run_dir, which)
     config, version = trained.experiment.evaluation, trained.version
     progress("evaluate", "counting the training rows for the baselines", None, None)
-    counted = (batch for s in config.baseline_splits for batch in _batches(trained, s))
+    counted = (batch for s in config.baseline_splits for batch in batches(trained, s))
     evaluator = Evaluator(
         config,
         version.layout,
@@ -394,7 +395,7 @@ def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silen
     for number, split in enumerate(config.splits):
         progress("evaluate", f"scoring {split}", number, len(config.splits))
         rows = scored_rows(
-            trained.model.ranker, _batches(trained, split), config.fields, torch.device("cpu")
+            trained.model.ranker, batches(trained, split), config.fields, torch.device("cpu")
         )
         result = evaluate_rows(evaluator, rows)
         assert result is not None, "one process has the whole result"
@@ -419,7 +420,8 @@ def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silen
     return report
 
 
-def _batches(trained: Trained, split: str) -> Iterator[Any]:
+def batches(trained: Trained, split: str) -> Iterator[Batch]:
+    """All rows of a split, in the order of the source."""
     reader = BatchReader(
         trained.version.files(split),
         trained.version.layout,

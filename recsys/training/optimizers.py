@@ -18,6 +18,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from feature_store.config import Config
 from recsys.embeddings.collection import Embeddings, table_weight
+from recsys.embeddings.tables import Table
 
 
 class SparseOptimizerConfig(Config):
@@ -61,6 +62,16 @@ def fuse(embeddings: Embeddings, config: SparseOptimizerConfig) -> None:
             apply_optimizer_in_backward(
                 _SPARSE[config.kind], [table_weight(embeddings, table)], _sparse_arguments(config)
             )
+
+
+def state_bytes(table: Table, sparse: SparseOptimizerConfig, dense: DenseOptimizerConfig) -> int:
+    """Bytes of state that the optimizer of a table keeps, on all workers that hold it once."""
+    per_weight = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}
+    if table.settings.optimizer == "dense":
+        return per_weight[dense.kind] * table.num_parameters
+    if sparse.kind == "rowwise_adagrad":
+        return 4 * table.num_embeddings
+    return per_weight[sparse.kind] * table.num_parameters
 
 
 class Optimizers:
