@@ -12,7 +12,7 @@ import polars as pl
 from feature_store.features import Categorical, FeatureSet, Label
 from feature_store.store import Store
 from pipelines.build import build
-from pipelines.sources import DataConfig
+from pipelines.sources import DataConfig, OnProgress
 
 FEATURES = FeatureSet(inputs=(Categorical(name="item"),), labels=(Label(name="clicked"),))
 ROWS = {"old": 300, "new": 400}
@@ -27,15 +27,18 @@ def write_log(folder: Path, name: str) -> None:
     pl.DataFrame({"item": items, "clicked": clicks}).write_csv(folder / f"{name}.csv")
 
 
-def build_log(folder: Path, name: str) -> None:
+def build_log(folder: Path, name: str, on_progress: OnProgress = lambda *_: None) -> None:
     data = DataConfig.model_validate(
         {"path": str(folder / f"{name}.csv"), "columns": {"item": "string", "clicked": "int"}}
     )
-    build("clicks", data, FEATURES, Store(folder / "store"))
+    build("clicks", data, FEATURES, Store(folder / "store"), on_progress)
 
 
 def build_until(folder: Path, point: int) -> None:
-    """Build "new" and die at the point-th time that the store's files are touched."""
+    """Build "new" and die at the point-th time that the store's files are touched.
+
+    At point 0: while rows stream into their files.
+    """
     touched = 0
 
     def die(event: str, arguments: tuple[object, ...]) -> None:
@@ -45,8 +48,12 @@ def build_until(folder: Path, point: int) -> None:
             if touched == point:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def die_writing(stage: str, done: int, total: int | None) -> None:
+        if point == 0 and stage == "encoding and writing" and done:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     sys.addaudithook(die)
-    build_log(folder, "new")
+    build_log(folder, "new", die_writing)
 
 
 def rows_of_latest(folder: Path) -> int:
@@ -67,9 +74,9 @@ def test_a_build_killed_at_any_point_leaves_the_last_version_and_the_next_build_
     build_log(tmp_path, "old")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])  # imports once
-    point, committed_at = 0, None
+    point, committed_at = -1, None
     while True:
-        point += 3
+        point += 1
         assert point < MOST_POINTS, "the build never ends"
         child = context.Process(target=build_until, args=(tmp_path, point))
         child.start()

@@ -1,0 +1,193 @@
+"""The synthetic log: equal for equal settings, and what is planted in it is there."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+
+from pipelines.datasets.synthetic import SyntheticConfig, exact_auc, generate
+
+
+def rows(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "*.parquet")
+
+
+@pytest.fixture(scope="module")
+def sequence_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs") / "sequence"
+    generate(SyntheticConfig(rows=60_000, users=1_000, items=600), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def criteo_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs") / "criteo"
+    generate(SyntheticConfig(layout="criteo", rows=60_000, values=1_000), folder)
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["sequence", "criteo"])
+def test_equal_settings_give_equal_files_and_another_seed_others(
+    tmp_path: Path, layout: str
+) -> None:
+    config = SyntheticConfig.model_validate({"layout": layout, "rows": 5_000, "values": 100})
+    one = generate(config, tmp_path / "one", parts=2)
+    two = generate(config, tmp_path / "two", parts=2)
+    other = generate(config.model_copy(update={"seed": 1}), tmp_path / "other", parts=2)
+    assert one == two
+    assert other["bayes_auc"] != one["bayes_auc"]
+    for part in ("part-00000.parquet", "part-00001.parquet"):
+        assert (tmp_path / "one" / part).read_bytes() == (tmp_path / "two" / part).read_bytes()
+    assert len(rows(tmp_path / "one")) == 5_000
+    assert not rows(tmp_path / "one").equals(rows(tmp_path / "other"))
+
+
+def test_a_log_that_is_there_is_left_as_it_is_and_another_replaces_it(tmp_path: Path) -> None:
+    config = SyntheticConfig(rows=1_000)
+    generate(config, tmp_path / "log")
+    before = (tmp_path / "log" / "part-00000.parquet").stat().st_mtime_ns
+    generate(config, tmp_path / "log")
+    assert (tmp_path / "log" / "part-00000.parquet").stat().st_mtime_ns == before
+    generate(config.model_copy(update={"rows": 1_500}), tmp_path / "log")
+    assert len(rows(tmp_path / "log")) == 1_500
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
+def test_a_folder_with_something_else_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ValueError, match=r"holds something else than a synthetic log"):
+        generate(SyntheticConfig(rows=100), tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_rows_are_in_the_order_of_time_over_all_parts(tmp_path: Path) -> None:
+    generate(SyntheticConfig(rows=3_000), tmp_path / "log", parts=3)
+    times = rows(tmp_path / "log")["time"]
+    assert times.is_sorted()
+    assert times[-1] - times[0] > 27 * 86_400
+
+
+@pytest.mark.parametrize("name", ["sequence_log", "criteo_log"])
+def test_the_truth_is_that_of_the_rows(name: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(name)
+    truth, log = json.loads((folder / "truth.json").read_text()), rows(folder)
+    clicked = log["clicked" if name == "sequence_log" else "label"]
+    chance = log["true_probability"]
+    assert truth["rows"] == len(log) == 60_000
+    assert truth["click_rate"] == pytest.approx(clicked.mean())
+    assert truth["click_rate"] == pytest.approx(0.2, abs=0.01)
+    assert truth["bayes_auc"] == pytest.approx(roc_auc_score(clicked, chance), abs=1e-9)
+    assert truth["bayes_auc_last_tenth"] == pytest.approx(
+        roc_auc_score(clicked[-6_000:], chance[-6_000:]), abs=1e-9
+    )
+    # Chances that are true are calibrated: in every tenth of them, clicks come as often as said.
+    tenths = pl.DataFrame({"clicked": clicked, "chance": chance}).sort("chance")
+    for tenth in tenths.iter_slices(6_000):
+        deviation = np.sqrt((tenth["chance"] * (1 - tenth["chance"])).sum())
+        assert abs(tenth["clicked"].sum() - tenth["chance"].sum()) < 4 * deviation
+
+
+@pytest.mark.parametrize("name", ["sequence_log", "criteo_log"])
+def test_useless_fields_say_nothing_and_useful_ones_do(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(name)
+    truth, log = json.loads((folder / "truth.json").read_text()), rows(folder)
+    surprise = log["clicked" if name == "sequence_log" else "label"] - log["true_probability"]
+    assert set(truth["useless"]) < set(log.columns)
+
+    def signal(field: str) -> float:
+        """The largest deviation of the click rate among the field's values, in deviations."""
+        values = log[field].rank() if log[field].dtype.is_numeric() else log[field].rank("dense")
+        groups = pl.DataFrame(
+            {"g": (values * 7.99 / values.max()).floor(), "p": log["true_probability"]}
+        )
+        means = groups.group_by("g").agg(pl.col("p").mean(), pl.col("p").std().alias("s"), pl.len())
+        error = (means["s"] / means["len"].sqrt()).fill_null(1.0)
+        return float(((means["p"] - log["true_probability"].mean()).abs() / error).max())
+
+    for field in truth["useless"]:
+        assert signal(field) < 4.5, field
+    assert signal("price" if name == "sequence_log" else "n1") > 20
+    assert abs(surprise.mean()) < 0.01
+
+
+def test_the_history_of_categories_tells_what_no_column_does(sequence_log: Path) -> None:
+    """A linear model with the share of the category among one's last clicks beats one without."""
+    log = rows(sequence_log).with_row_index("row")
+    clicks = log.filter(pl.col("clicked") == 1)
+    past: dict[str, list[str]] = {}
+    share = []
+    clicked_rows = set(clicks["row"])
+    for row, user, category in log.select("row", "user", "category").iter_rows():
+        recent = past.setdefault(user, [])[-10:]
+        share.append(recent.count(category) / max(len(recent), 1))
+        if row in clicked_rows:
+            past[user].append(category)
+    train = np.arange(len(log)) < 45_000
+    rates = {}
+    for field in ("user", "item", "category"):
+        rate = log[:45_000].group_by(field).agg((pl.col("clicked").sum() + 4) / (pl.len() + 20))
+        rates[field] = log.join(rate, on=field, how="left", maintain_order="left")[
+            "clicked_right"
+        ].fill_null(0.2)
+    plain = np.column_stack([*rates.values(), np.log(log["price"])])
+    clicked = log["clicked"].to_numpy()
+    aucs = []
+    for inputs in (plain, np.column_stack([plain, share])):
+        model = LogisticRegression(max_iter=1000).fit(inputs[train], clicked[train])
+        scores = model.decision_function(inputs[~train])
+        aucs.append(roc_auc_score(clicked[~train], scores))
+    truth = json.loads((sequence_log / "truth.json").read_text())
+    assert aucs[1] > aucs[0] + 0.05
+    assert truth["bayes_auc"] > aucs[1] + 0.005
+
+
+def test_ids_are_zipf_and_their_popularity_drifts(sequence_log: Path, criteo_log: Path) -> None:
+    for log, field in ((rows(sequence_log), "item"), (rows(criteo_log), "c1")):
+        counts = log[:6_000][field].value_counts(sort=True)
+        assert counts["count"][0] > 20 * counts["count"].median()
+        heads = [
+            set(part[field].value_counts(sort=True)[field][:10])
+            for part in (log[:6_000], log[-6_000:])
+        ]
+        assert len(heads[0] & heads[1]) <= 5
+
+
+def test_popularity_stays_where_there_is_no_drift(tmp_path: Path) -> None:
+    generate(SyntheticConfig(layout="criteo", rows=20_000, values=1_000, drift=0.0), tmp_path / "x")
+    log = rows(tmp_path / "x")
+    heads = [
+        set(part["c1"].value_counts(sort=True)["c1"][:10]) for part in (log[:10_000], log[-10_000:])
+    ]
+    assert len(heads[0] & heads[1]) >= 8
+
+
+def test_the_criteo_layout_has_its_columns_and_missing_values(criteo_log: Path) -> None:
+    log = rows(criteo_log)
+    assert log.columns == [
+        "label",
+        "time",
+        *(f"n{i + 1}" for i in range(13)),
+        *(f"c{i + 1}" for i in range(26)),
+        "true_probability",
+    ]
+    assert log["c1"].str.contains("^[0-9a-f]{8}$").all()
+    assert log["n1"].null_count() == 0
+    assert 0.4 < log["n13"].null_count() / len(log) < 0.56
+    assert 0.03 < log["c3"].null_count() / len(log) < 0.07
+
+
+def test_the_auc_is_that_of_all_pairs() -> None:
+    random = np.random.default_rng(0)
+    scores, positive = random.integers(0, 20, 300) / 7, random.random(300) < 0.3
+    wins = [
+        1.0 if a > b else 0.5 if a == b else 0.0
+        for a in scores[positive]
+        for b in scores[~positive]
+    ]
+    assert exact_auc(scores, positive) == pytest.approx(np.mean(wins))
