@@ -275,3 +275,70 @@ def test_parquet_gives_the_same_version_as_text(tmp_path: Path) -> None:
     for split in SPLITS:
         assert text.scan(split).collect().equals(binary.scan(split).collect())
     assert SPLIT_COLUMN not in text.scan("train").collect_schema()
+
+
+def test_many_rows_keep_their_order_within_their_split(tmp_path: Path) -> None:
+    num_rows = 700_000
+    random = np.random.default_rng(0)
+    pl.DataFrame(
+        {
+            "item": random.integers(0, 9, num_rows),
+            "time": np.arange(num_rows),
+            "clicked": random.integers(0, 2, num_rows),
+        }
+    ).write_parquet(tmp_path / "log.parquet", row_group_size=50_000)
+    features = FeatureSet(
+        inputs=(Categorical(name="item"),), labels=(Label(name="clicked"),), timestamp="time"
+    )
+    data = config(
+        tmp_path,
+        path=str(tmp_path / "log.parquet"),
+        columns={"item": "int", "time": "int", "clicked": "int"},
+        split={"by": "random", "test": 0.3, "valid": 0.3},
+    )
+    version = built(tmp_path, data, features).version
+    times = [version.scan(split).select("__timestamp").collect().to_series() for split in SPLITS]
+    assert all(column.is_sorted() for column in times)
+    assert pl.concat(times).sort().equals(pl.Series("__timestamp", np.arange(num_rows)))
+
+
+def test_real_criteo_rows_are_read_as_they_stand(tmp_path: Path) -> None:
+    path = Path(__file__).parents[3] / "shared" / "data" / "criteo" / "criteo_10k.txt"
+    if not path.exists():
+        pytest.skip(f"the Criteo sample is not there: {path}")
+    counts, categories = [f"I{i + 1}" for i in range(13)], [f"C{i + 1}" for i in range(26)]
+    features = FeatureSet(
+        inputs=(
+            *(Numeric(name=name, indicator=True) for name in counts),
+            *(Categorical(name=name) for name in categories),
+        ),
+        labels=(Label(name="label"),),
+    )
+    columns = {
+        "label": "int",
+        **dict.fromkeys(counts, "int"),
+        **dict.fromkeys(categories, "string"),
+    }
+    data = DataConfig.model_validate(
+        {
+            "path": str(path),
+            "format": "tsv",
+            "header": False,
+            "columns": columns,
+            "split": {"by": "random", "test": 0.0, "valid": 0.0},
+        }
+    )
+    result = built(tmp_path, data, features)
+    assert (result.rows_in, result.rows_rejected) == (10_000, 0)
+    got = result.version.scan("train").collect()
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    for place, name in enumerate(columns):
+        texts = [line[place] for line in lines]
+        if name == "label":
+            assert got["label"].to_list() == [float(text) for text in texts]
+        elif name in counts:
+            assert got[name].to_list() == [float(text or 0) for text in texts]
+            assert got[f"{name}__missing"].to_list() == [float(text == "") for text in texts]
+        else:
+            vocabulary = result.version.fitted.vocabularies[name].to_list()
+            assert [vocabulary[i - 2] if i else "" for i in got[name]] == texts
