@@ -3,7 +3,10 @@
 Used where a build reads its sources and where a bundle scores files, so that both read alike.
 """
 
+from typing import Annotated
+
 import polars as pl
+from pydantic import Field
 
 from feature_store.columns import (
     ColumnType,
@@ -26,7 +29,7 @@ class TextForm(Config):
     type: ColumnType
     format: str | None = None
     """Of dates and datetimes, in strftime's letters; ISO 8601 if absent."""
-    separator: str = " "
+    separator: Annotated[str, Field(min_length=1)] = " "
     """Between the elements of a list."""
 
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.parquet as pq
 
+from feature_store.casting import from_text
 from feature_store.columns import SchemaMismatch, polars_type
 from feature_store.features import ROW_COLUMN, nearest
-from pipelines.casting import from_text
 from pipelines.rejection import Rejection
 from pipelines.tables import Format, TableConfig
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from feature_store.casting import TextForm
 from feature_store.columns import ColumnType
 from feature_store.config import Config
 from feature_store.features import nearest
@@ -16,17 +17,12 @@ _ENDINGS: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".parquet": "parque
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 
 
-class ColumnConfig(Config):
+class ColumnConfig(TextForm):
     """One raw column: its type and where it is in the file."""
 
-    type: ColumnType
     column: str | int | None = None
     """Name in the file, or 0-based place where the file has no header; the name itself if absent,
     and without a header the place in the order of declaration."""
-    format: str | None = None
-    """Of dates and datetimes in text, in strftime's letters; ISO 8601 if absent."""
-    separator: Annotated[str, Field(min_length=1)] = " "
-    """Between the elements of a list in text."""
 
 
 def _named_type(value: Any) -> Any:

@@ -9,9 +9,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from feature_store.casting import from_column
 from feature_store.columns import SchemaMismatch
 from feature_store.features import ROW_COLUMN, nearest
-from pipelines.casting import from_column
 from pipelines.delimited import UnreadableFile
 from pipelines.tables import TableConfig
 
