@@ -69,7 +69,8 @@ def test_tensors_equal_the_columns(files: Sequence[Path]) -> None:
             ]
             assert batch.labels_BT[place].tolist() == [row["label"]]
             assert batch.groups_B[place].item() == row[GROUP_COLUMN]
-        assert batch.ids.length_per_key() == [len(batch.ids[n].values()) for n in batch.ids.keys()]
+        reader_keys = [field.name for field in LAYOUT.ids]
+        assert batch.ids.length_per_key() == [len(batch.ids[n].values()) for n in reader_keys]
         assert (batch.dense_BN.dtype, batch.groups_B.dtype) == (torch.float32, torch.int64)
 
 

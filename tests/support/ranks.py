@@ -85,11 +85,9 @@ def _serve(connection: Connection) -> None:
     torch.set_num_threads(1)
     while True:
         try:
-            call = connection.recv()
+            connection.send((True, _call(*connection.recv())))
         except EOFError:
             return
-        try:
-            connection.send((True, _call(*call)))
         except BaseException:
             connection.send((False, traceback.format_exc()))
 

@@ -133,19 +133,30 @@ def scores(trainer: Trainer, files: tuple[Path, ...], layout: Layout = LAYOUT) -
 
 
 def whole(state: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors of a flat state dict, put together from all ranks' shards."""
-    found = {}
+    """The tensors of a flat state dict, put together from all ranks' shards.
+
+    A rank may lack a name: the state of a table's optimizer is where the table is.
+    """
+    mine = {}
     for name, value in state.items():
         if isinstance(value, ShardedTensor):
-            full = torch.zeros(value.size())
-            for local in value.local_shards():
-                starts, sizes = local.metadata.shard_offsets, local.metadata.shard_sizes
-                places = tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True))
-                full[places] = local.tensor.detach()
-            dist.all_reduce(full)
-            found[name] = full.numpy()
+            shards = [
+                (local.metadata.shard_offsets, local.tensor.detach().numpy().copy())
+                for local in value.local_shards()
+            ]
+            mine[name] = (tuple(value.metadata().size), shards)
         elif isinstance(value, torch.Tensor):
-            found[name] = value.detach().clone().numpy()
+            array = value.detach().numpy().copy()
+            mine[name] = (array.shape, [([0] * array.ndim, array)])
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    found: dict[str, np.ndarray] = {}
+    for each in everyone:
+        for name, (shape, shards) in each.items():
+            full = found.setdefault(name, np.zeros(shape, np.float32))
+            for starts, array in shards:
+                places = (slice(a, a + n) for a, n in zip(starts, array.shape, strict=True))
+                full[tuple(places)] = array
     return found
 
 
