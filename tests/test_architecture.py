@@ -56,6 +56,10 @@ def test_no_file_has_a_name_that_says_nothing():
     assert found == []
 
 
+ACROSS_FILES = {"pipelines/test_killed.py"}
+"""Tests of what several files of one package must do together."""
+
+
 def test_every_test_file_mirrors_a_source_file():
     orphans = []
     for path in tracked("tests/**/test_*.py"):
@@ -65,7 +69,7 @@ def test_every_test_file_mirrors_a_source_file():
         name = path.stem.removeprefix("test_")
         folder = ROOT / inside.parent
         places = [*folder.rglob(f"{name}.py"), *folder.rglob(f"{name}/__init__.py")]
-        if not places:
+        if not places and str(inside) not in ACROSS_FILES:
             orphans.append(str(inside))
     assert orphans == []
 
