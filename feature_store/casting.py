@@ -6,7 +6,7 @@ Used where a build reads its sources and where a bundle scores files, so that bo
 from typing import Annotated
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from feature_store.columns import (
     ColumnType,
@@ -31,6 +31,19 @@ class TextForm(Config):
     """Of dates and datetimes, in strftime's letters; ISO 8601 if absent."""
     separator: Annotated[str, Field(min_length=1)] = " "
     """Between the elements of a list."""
+
+    @model_validator(mode="after")
+    def _format_can_be_read(self) -> "TextForm":
+        if self.format is None:
+            return self
+        if not self.type.endswith(("date", "datetime", "date>", "datetime>")):
+            raise ValueError(f"format {self.format!r} is for dates and datetimes, not {self.type}")
+        try:
+            pl.select(from_text(pl.lit("?"), self))
+        except pl.exceptions.ComputeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"format {self.format!r} cannot be used: {reason}") from error
+        return self
 
 
 def from_text(text: pl.Expr, column: TextForm) -> pl.Expr:
