@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.killed import killed_while_saving
 from support.ranks import on_ranks
 from support.training import (
     PLAIN_DIN,
@@ -22,7 +23,6 @@ from support.training import (
     trainer_of,
     weights,
 )
-from support.workers import killed_while_saving
 
 from recsys.checkpoint import (
     Checkpoint,

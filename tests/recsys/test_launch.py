@@ -1,13 +1,14 @@
 """The same function in this process and under a real local Ray."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 import torch.distributed as dist
+from support.launched import fail, tell
 from support.training import CPU
-from support.workers import fail, tell
 
 from recsys.training.launch import WorkerFailed, launch
 from recsys.training.scaling import ScalingConfig
@@ -31,7 +32,16 @@ def test_an_error_in_this_process_is_itself_and_leaves_no_group(tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    # The workers are given as functions of this folder of tests, which no package installs.
+    root = Path(__file__).parents[2]
+    paths = os.pathsep.join(map(str, (root, root / "tests")))
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
     yield
     ray.shutdown()
 

@@ -1,8 +1,7 @@
-"""What launched workers run; importable by the processes that Ray starts."""
+"""Trainings that die; importable by the processes that they run in."""
 
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,21 +9,6 @@ import torch.distributed as dist
 
 from recsys import checkpoint
 from support.training import Recipe, fitted
-
-
-def tell(folder: Path, device: torch.device) -> None:
-    """Write down who this worker is, and a sum over all of them."""
-    total = torch.ones((), device=device)
-    dist.all_reduce(total)
-    told = f"{dist.get_rank()} {dist.get_world_size()} {dist.get_backend()} {device} {total.item()}"
-    (folder / f"rank-{dist.get_rank()}").write_text(told)
-
-
-def fail(folder: Path, device: torch.device) -> None:
-    """The second worker fails; the first one waits for it."""
-    if dist.get_rank() == 1:
-        raise ValueError(f"no feature 'colour' in {folder.name}")
-    dist.barrier()
 
 
 def killed_while_saving(recipe: Recipe, moment: str, step: int) -> None:
