@@ -62,9 +62,11 @@ def sink(rows: pl.LazyFrame, folder: Path, prefix: str) -> list[tuple[str, Path]
     Returns:
         Split and file; the names of a split's files sort in the order of their rows.
     """
+    # A version is written once and read every epoch: lz4 is decoded four times as fast as zstd, for
+    # an eighth more bytes.
     target = pl.PartitionBy(folder, key=SPLIT_COLUMN, include_key=False)
     rows.sink_parquet(
-        target, compression="zstd", statistics=False, row_group_size=ROW_GROUP_ROWS, mkdir=True
+        target, compression="lz4", statistics=False, row_group_size=ROW_GROUP_ROWS, mkdir=True
     )
     written = sorted(folder.glob("*/*.parquet"))
     splits = [file.parent.name.removeprefix(f"{SPLIT_COLUMN}=") for file in written]
