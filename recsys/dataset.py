@@ -13,7 +13,7 @@ Shapes: R rows of a block, B rows of a worker's batch, C single-id fields, F fie
 import math
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,7 +170,7 @@ class BatchReader:
         """Batches of an epoch from row position `start` on; the same on every worker."""
         return math.ceil((self.num_rows - start) / self.batch_size)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Batch]:
         """Batches of one epoch, from the row position `start` on.
 
         After the k-th batch the position is `min(start + k * batch_size, num_rows)`.

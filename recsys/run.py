@@ -24,7 +24,7 @@ from feature_store.store import Store, Version
 from pipelines import build as pipeline
 from pipelines.build import BuildResult
 from pipelines.fit import fit
-from pipelines.sources import preview
+from pipelines.sources import DataConfig, preview
 from recsys import experiment as experiments
 from recsys.batch import Batch
 from recsys.checkpoint import Checkpoint, Checkpoints, write_atomically
@@ -39,10 +39,11 @@ from recsys.evaluation.document import read_json
 from recsys.evaluation.evaluate import Evaluator, count_rates, scored_rows
 from recsys.evaluation.evaluate import evaluate as evaluate_rows
 from recsys.evaluation.report import write_report
-from recsys.evaluation.results import DataSummary, Report, TableSize
+from recsys.evaluation.results import DataSummary, Report, SplitResult, TableSize
 from recsys.experiment import Experiment
-from recsys.export.bundle import Bundle, BundleNotFound
+from recsys.export.bundle import Bundle, BundleMismatch, BundleNotFound
 from recsys.export.publish import export_bundle
+from recsys.export.signature import TextFormat
 from recsys.models import ranker
 from recsys.training.launch import launch
 from recsys.training.log import RunLog, read_metrics
@@ -391,7 +392,7 @@ def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silen
         count_rates(counted, config, version.layout),
         version.fitted.vocabularies,
     )
-    splits = {}
+    splits: dict[str, SplitResult] = {}
     for number, split in enumerate(config.splits):
         progress("evaluate", f"scoring {split}", number, len(config.splits))
         rows = scored_rows(
@@ -488,6 +489,7 @@ def export(run_dir: Path, *, which: str = "best", progress: OnProgress = silent)
     run_dir = find_run(run_dir)
     trained = load_trained(run_dir, which)
     model = trained.model.ranker
+    assert isinstance(model.embeddings, Embeddings), "a trained run is in training form"
     model.embeddings = serving_form(model.embeddings)
     report = run_dir / REPORT_FILE
     headline = read_json(report)["splits"] if report.exists() else {}
@@ -505,8 +507,23 @@ def export(run_dir: Path, *, which: str = "best", progress: OnProgress = silent)
             "metrics": {split: values["metrics"] for split, values in headline.items()},
         },
         on_progress=lambda stage, done, total: progress("export", stage, done, total),
+        text=text_format(trained.experiment.data),
     )
     return run_dir / BUNDLE_FOLDER
+
+
+def text_format(data: DataConfig) -> TextFormat:
+    """How the training data's text was written: rows to score are read the same way."""
+    columns = {name: c for table in (data, *data.joins) for name, c in table.columns.items()}
+    return TextFormat(
+        separators={
+            name: column.separator
+            for name, column in columns.items()
+            if column.type.startswith("list")
+        },
+        formats={name: c.format for name, c in columns.items() if c.format is not None},
+        null_values=data.null_values,
+    )
 
 
 def run(
@@ -580,9 +597,9 @@ def _reported(run_dir: Path) -> str | None:
 
 
 def _exported(run_dir: Path) -> str | None:
-    """The checkpoint that the bundle was made of; None without a bundle."""
+    """The checkpoint that the bundle was made of; None without a whole one."""
     try:
         info = Bundle.open(run_dir / BUNDLE_FOLDER).manifest.info
-    except BundleNotFound:
+    except (BundleNotFound, BundleMismatch):  # a damaged one is made again
         return None
     return str(info["checkpoint"])

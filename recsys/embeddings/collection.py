@@ -32,7 +32,13 @@ Vectors = dict[str, Tensor | SequenceVectors]
 """By field name: (B, D) for single ids and bags, `SequenceVectors` for sequences."""
 
 
-class Embeddings(nn.Module):
+class AbstractEmbeddings(nn.Module):
+    """Ids to vectors by field name: TorchRec collections in training, plain gathers in serving."""
+
+    tables: tuple[Table, ...]
+
+
+class Embeddings(AbstractEmbeddings):
     """All tables: pooled fields in one collection, tables with a sequence in another.
 
     Tables that are whole on every worker are ordinary parameters beside the collections: FBGEMM's

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from feature_store.features import IdField
-from recsys.embeddings.collection import Embeddings, SequenceVectors, Vectors, table_weight
+from recsys.embeddings.collection import (
+    AbstractEmbeddings,
+    Embeddings,
+    SequenceVectors,
+    Vectors,
+    table_weight,
+)
 from recsys.embeddings.hashing import hashed_rows
 from recsys.embeddings.tables import Table
 
@@ -32,7 +38,7 @@ class ServedBatch(NamedTuple):
     dense_BN: Tensor
 
 
-class ServingEmbeddings(nn.Module):
+class ServingEmbeddings(AbstractEmbeddings):
     """The same vectors as `Embeddings`, from full copies of its tables."""
 
     def __init__(self, tables: tuple[Table, ...], weights: dict[str, Tensor]) -> None:

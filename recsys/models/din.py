@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from feature_store.config import Config
 from feature_store.features import Layout
-from recsys.embeddings.collection import SequenceVectors, Vectors
+from recsys.embeddings.collection import AbstractEmbeddings, SequenceVectors, Vectors
 from recsys.models.layers import MLP, MLPConfig
 from recsys.models.ranker import (
     AbstractRanker,
@@ -72,7 +72,7 @@ class DIN(AbstractRanker):
     A history attends to the single field that shares its table: its candidate.
     """
 
-    def __init__(self, layout: Layout, embeddings: nn.Module, config: DINConfig) -> None:
+    def __init__(self, layout: Layout, embeddings: AbstractEmbeddings, config: DINConfig) -> None:
         super().__init__(layout, embeddings)
         dims = embedding_dims(embeddings)
         self.names = [field.name for field in layout.ids if field.shape != "sequence"]

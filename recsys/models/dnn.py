@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from feature_store.config import Config
 from feature_store.features import Layout
-from recsys.embeddings.collection import Vectors
+from recsys.embeddings.collection import AbstractEmbeddings, Vectors
 from recsys.models.layers import MLP, MLPConfig
 from recsys.models.ranker import AbstractRanker, embedding_dims, flattened, pooled_vector
 
@@ -24,7 +24,7 @@ class DNNConfig(Config):
 class DNN(AbstractRanker):
     """logits = linear(MLP([e_1; ...; e_F; numbers])) over every field that is not a sequence."""
 
-    def __init__(self, layout: Layout, embeddings: nn.Module, config: DNNConfig) -> None:
+    def __init__(self, layout: Layout, embeddings: AbstractEmbeddings, config: DNNConfig) -> None:
         super().__init__(layout, embeddings)
         dims = embedding_dims(embeddings)
         self.names = [field.name for field in layout.ids if field.shape != "sequence"]

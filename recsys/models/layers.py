@@ -35,6 +35,12 @@ class MovingStatistics(nn.Module):
     averages the moving averages over workers before they are used or saved.
     """
 
+    mean: Tensor
+    variance: Tensor
+
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, width: int, momentum: float = 0.1) -> None:
         super().__init__()
         self.momentum = momentum

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_store.features import Layout
-from recsys.embeddings.collection import SequenceVectors, Vectors
-from recsys.embeddings.tables import Table
+from recsys.embeddings.collection import AbstractEmbeddings, SequenceVectors, Vectors
 
 
 class ModelInput(Protocol):
@@ -21,14 +20,6 @@ class ModelInput(Protocol):
     dense_BN: Tensor
 
 
-class EmbeddingModule(Protocol):
-    """Ids to vectors by field name: TorchRec collections in training, plain gathers in serving."""
-
-    tables: tuple[Table, ...]
-
-    def __call__(self, ids: object) -> Vectors: ...
-
-
 class AbstractRanker(nn.Module, ABC):
     """Embeddings, then `logits`. A ranker never trains, saves or moves itself.
 
@@ -36,7 +27,7 @@ class AbstractRanker(nn.Module, ABC):
         embeddings: replaced by its serving form at export; everything else stays as it is.
     """
 
-    def __init__(self, layout: Layout, embeddings: nn.Module) -> None:
+    def __init__(self, layout: Layout, embeddings: AbstractEmbeddings) -> None:
         super().__init__()
         self.layout = layout
         self.embeddings = embeddings
@@ -49,7 +40,7 @@ class AbstractRanker(nn.Module, ABC):
         """(B, T) logits from vectors by field name and the dense numbers."""
 
 
-def embedding_dims(embeddings: EmbeddingModule) -> dict[str, int]:
+def embedding_dims(embeddings: AbstractEmbeddings) -> dict[str, int]:
     """Width of every field's vectors."""
     return {
         field.name: table.settings.embedding_dim

@@ -3,6 +3,7 @@
 The same function runs in both, inside a process group: gloo on CPU, nccl on CUDA.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,7 +95,7 @@ def _cluster(scaling: ScalingConfig) -> Iterator[None]:
         num_cpus=max(scaling.num_workers, os.cpu_count() or 1) if local else None,
         include_dashboard=False if local else None,
         log_to_driver=False,  # a worker's error comes back as an exception
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     try:
         yield
