@@ -38,9 +38,6 @@ class MovingStatistics(nn.Module):
     mean: Tensor
     variance: Tensor
 
-    mean: Tensor
-    variance: Tensor
-
     def __init__(self, width: int, momentum: float = 0.1) -> None:
         super().__init__()
         self.momentum = momentum
