@@ -1,0 +1,160 @@
+"""One training loop, measured in this process: ours, or a bare TorchRec loop to hold it against.
+
+Run as `python -m benchmarks.loops --help`; prints one JSON line. `benchmarks.training` starts it.
+
+Shapes: B rows, N numbers, F fields, D embedding width.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from benchmarks.click_log import LAYOUT, NUM_FIELDS, NUM_NUMBERS, encoded_files
+from recsys.dataset import BatchReader
+from recsys.embeddings import sharding
+from recsys.embeddings.collection import Embeddings
+from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
+from recsys.models import ranker
+from recsys.models.dnn import DNNConfig
+from recsys.models.layers import MLPConfig
+from recsys.training.optimizers import (
+    DenseOptimizerConfig,
+    Optimizers,
+    SparseOptimizerConfig,
+    fuse,
+)
+from recsys.training.step import Precision, Step, TrainModule
+
+BATCH_SIZE = 4096
+EMBEDDING_DIM = 16
+HIDDEN = (400, 400)
+DEVICE = torch.device("cpu")
+
+
+def our_step(log: Path, rows_per_table: int, precision: Precision) -> Callable[[], None]:
+    """One step of what `recsys train` runs, reading the log from its Parquet files, shuffled."""
+    torch.manual_seed(0)
+    settings = FeatureEmbedding(embedding_dim=EMBEDDING_DIM, num_embeddings=rows_per_table)
+    tables = tables_of(LAYOUT, EmbeddingsConfig(default=settings))
+    embeddings = Embeddings(LAYOUT, tables, torch.device("meta"))
+    config = DNNConfig(mlp=MLPConfig(hidden=HIDDEN))
+    module = TrainModule(ranker(config, LAYOUT, embeddings), precision)
+    sparse = SparseOptimizerConfig()
+    fuse(embeddings, sparse)
+    plan = sharding.plan(module, tables, device=DEVICE, world_size=1, batch_size=BATCH_SIZE)
+    model = sharding.shard(module, plan, tables, device=DEVICE, seed=0)
+    optimizers = Optimizers(model, embeddings, sparse, DenseOptimizerConfig())
+    step = Step(model, optimizers, DEVICE, seed=0)
+    reader = BatchReader(encoded_files(log), LAYOUT, batch_size=BATCH_SIZE, shuffle=True)
+    batches = itertools.chain.from_iterable(map(reader.epoch, itertools.count()))
+    return lambda: step.progress(batches) and None
+
+
+class BareModel(nn.Module):
+    """The same arithmetic as `recsys.models.dnn.DNN` with its loss, in TorchRec's own terms."""
+
+    def __init__(self, rows_per_table: int, precision: Precision) -> None:
+        super().__init__()
+        self.bf16 = precision == "bf16"
+        self.collection = EmbeddingBagCollection(
+            tables=[
+                EmbeddingBagConfig(
+                    name=f"table_{field}",
+                    embedding_dim=EMBEDDING_DIM,
+                    num_embeddings=rows_per_table,
+                    feature_names=[f"C{field}"],
+                )
+                for field in range(NUM_FIELDS)
+            ],
+            device=torch.device("meta"),
+        )
+        widths = (NUM_FIELDS * EMBEDDING_DIM + NUM_NUMBERS, *HIDDEN)
+        layers: list[nn.Module] = []
+        for into, out in itertools.pairwise(widths):
+            layers += [nn.Linear(into, out), nn.ReLU()]
+        self.tower = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+
+    def forward(self, ids: KeyedJaggedTensor, numbers_BN: Tensor, labels_B: Tensor) -> Tensor:
+        """Mean log loss."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
+            logits_B1 = self.tower(torch.cat([self.collection(ids).values(), numbers_BN], dim=1))
+        return binary_cross_entropy_with_logits(logits_B1[:, 0].float(), labels_B)
+
+
+def bare_step(rows_per_table: int, precision: Precision) -> Callable[[], None]:
+    """One step of a plain TorchRec loop on random tensors that lie ready in memory."""
+    torch.manual_seed(0)
+    model = BareModel(rows_per_table, precision)
+    apply_optimizer_in_backward(
+        RowWiseAdagrad, model.collection.parameters(), {"lr": 0.05, "eps": 1e-8}
+    )
+    sharded = DistributedModelParallel(model, device=DEVICE)
+    adam = torch.optim.Adam(sharded.module.tower.parameters(), lr=1e-3)
+    batches = itertools.cycle([_random_batch(rows_per_table) for _ in range(16)])
+
+    def step() -> None:
+        adam.zero_grad()
+        sharded(*next(batches)).backward()
+        adam.step()
+
+    return step
+
+
+def _random_batch(rows_per_table: int) -> tuple[KeyedJaggedTensor, Tensor, Tensor]:
+    ids = KeyedJaggedTensor.from_lengths_sync(
+        keys=[f"C{field}" for field in range(NUM_FIELDS)],
+        values=torch.randint(rows_per_table, (NUM_FIELDS * BATCH_SIZE,)),
+        lengths=torch.ones(NUM_FIELDS * BATCH_SIZE, dtype=torch.int64),
+    )
+    return ids, torch.randn(BATCH_SIZE, NUM_NUMBERS), torch.randint(2, (BATCH_SIZE,)).float()
+
+
+def samples_per_second(step: Callable[[], None], warmup_steps: int, steps: int) -> float:
+    """Rows a second over `steps` steps, after a warm-up that is not counted."""
+    for _ in range(warmup_steps):
+        step()
+    started = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return steps * BATCH_SIZE / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure one loop."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("loop", choices=["ours", "bare"])
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--table-rows", type=int, required=True, help="rows of all tables together")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--warmup-steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=256)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
+    rows_per_table = arguments.table_rows // NUM_FIELDS
+    if arguments.loop == "ours":
+        step = our_step(arguments.log, rows_per_table, arguments.precision)
+    else:
+        step = bare_step(rows_per_table, arguments.precision)
+    value = samples_per_second(step, arguments.warmup_steps, arguments.steps)
+    print(json.dumps({"samples_per_second": value}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""DeepCTR-Torch's DeepFM in its own training loop, on the log of `benchmarks.click_log`.
+
+Runs in the peers' environment, as a script. The model's defaults hold but for its sizes; Adam, no
+metrics and no bar, so that its loop does nothing that ours does not. Prints one JSON line.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from deepctr_torch.inputs import DenseFeat, SparseFeat, get_feature_names
+from deepctr_torch.models import DeepFM
+
+EMBEDDING_DIM = 16
+HIDDEN = (400, 400)
+
+
+def main() -> None:
+    """Measure it: one fit to warm up, one that counts."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("--table-rows", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=4096)
+    parser.add_argument("--warmup-steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    ids = np.load(arguments.log / "ids.npy", mmap_mode="r")
+    numbers = np.load(arguments.log / "numbers.npy", mmap_mode="r")
+    labels = np.load(arguments.log / "labels.npy", mmap_mode="r")
+    rows_per_table = arguments.table_rows // ids.shape[1]
+    columns = [
+        *(SparseFeat(f"C{i}", rows_per_table, EMBEDDING_DIM) for i in range(ids.shape[1])),
+        *(DenseFeat(f"I{i}", 1) for i in range(numbers.shape[1])),
+    ]
+    model = DeepFM(columns, columns, dnn_hidden_units=HIDDEN)
+    model.compile("adam", "binary_crossentropy")
+
+    def fit(steps: int) -> float:
+        size = steps * arguments.batch_size
+        data = {f"C{i}": np.array(ids[:size, i]) for i in range(ids.shape[1])}
+        data |= {f"I{i}": np.array(numbers[:size, i]) for i in range(numbers.shape[1])}
+        inputs = {name: data[name] for name in get_feature_names(columns)}
+        started = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()):
+            model.fit(inputs, np.array(labels[:size]), batch_size=arguments.batch_size, verbose=0)
+        return size / (time.perf_counter() - started)
+
+    fit(arguments.warmup_steps)
+    print(json.dumps({"samples_per_second": fit(arguments.steps)}))
+
+
+if __name__ == "__main__":
+    main()
