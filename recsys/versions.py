@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 _ADVICE = (
     "torch.distributed is disabled, unavailable or uninitialized",  # one process loads: intended
+    "Please use DTensor instead",  # TorchRec's tables are ShardedTensors
     "`broadcast_buffers` is deprecated",  # set by TorchRec's own wrapper
 )
 FBGEMM_PACKAGES = ("fbgemm-gpu-cpu", "fbgemm-gpu")
