@@ -191,11 +191,12 @@ def evaluate(run: Run, which: Which = "best") -> None:
     """Measure a run's model beside the baselines and write its report."""
     versions.import_quietly()
     from recsys import run as stages
+    from recsys import rundir
 
     with console.Reporter() as progress:
         report = stages.evaluate(run, which=which, progress=progress)
     summary.show_metrics(report.document())
-    folder = stages.find_run(run)
+    folder = rundir.find_run(run)
     console.show(f"Report  {folder / 'report.html'}")
     console.show(f"Next    recsys export {run}")
 

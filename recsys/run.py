@@ -1,23 +1,20 @@
 """The wiring: build, train, evaluate and export, each alone or all in order.
 
 The only place where the parts meet. Every stage leaves its result in the run's folder,
-`runs/<name>/<id>/`, and finds it again: the id is a hash of the experiment, of the data version
-and of the libraries, so a second run of an unchanged experiment redoes nothing.
+`runs/<name>/<id>/` (`recsys.rundir`), and finds it again, so a second run of an unchanged
+experiment redoes nothing.
 """
 
-import hashlib
-import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from feature_store.asof import histories
 from feature_store.store import Store, Version
@@ -25,16 +22,12 @@ from pipelines import build as pipeline
 from pipelines.build import BuildResult
 from pipelines.fit import fit
 from pipelines.sources import DataConfig, preview
-from recsys import experiment as experiments
-from recsys.batch import Batch
-from recsys.checkpoint import Checkpoint, Checkpoints, write_atomically
-from recsys.checkpoint import load as load_tensors
-from recsys.dataset import BatchReader
+from recsys.checkpoint import Checkpoints
 from recsys.embeddings import sharding
 from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.serving import serving_form
 from recsys.embeddings.sharding import Placement
-from recsys.embeddings.tables import Table, tables_of
+from recsys.embeddings.tables import tables_of
 from recsys.evaluation.document import read_json
 from recsys.evaluation.evaluate import Evaluator, count_rates, scored_rows
 from recsys.evaluation.evaluate import evaluate as evaluate_rows
@@ -45,26 +38,28 @@ from recsys.export.bundle import Bundle, BundleMismatch, BundleNotFound
 from recsys.export.publish import export_bundle
 from recsys.export.signature import TextFormat
 from recsys.models import ranker
+from recsys.rundir import (
+    BUNDLE_FOLDER,
+    CHECKPOINTS_FOLDER,
+    REPORT_FILE,
+    find_run,
+    prepare_run,
+)
+from recsys.trained import (
+    batches,
+    load_trained,
+    made_of,
+    num_dense_parameters,
+    optimizer_bytes,
+    table_sizes,
+)
 from recsys.training.launch import launch
-from recsys.training.log import RunLog, read_metrics
-from recsys.training.optimizers import Optimizers, fuse, state_bytes
+from recsys.training.log import read_metrics
 from recsys.training.step import TrainModule
-from recsys.training.trainer import Trainer
-from recsys.versions import library_versions, quieten
+from recsys.versions import library_versions
+from recsys.worker import OnProgress, TrainingJob, followed, train_on_worker
 
-OnProgress = Callable[[str, str, int | None, int | None], None]
-"""Called with the stage, a few words, how much is done and how much there is (None: unknown)."""
-
-EXPERIMENT_FILE = "experiment.yaml"
-RUN_FILE = "run.json"
-REPORT_FILE = "report.json"
-BUNDLE_FOLDER = "bundle"
-LATEST = "latest"
 PREVIEW_ROWS = 10_000
-
-
-class RunNotFound(FileNotFoundError):
-    """No run where one was named."""
 
 
 @dataclass(frozen=True)
@@ -96,28 +91,6 @@ class CheckResult:
     estimated: bool
     """Vocabularies were counted on the first rows only, so tables may come out larger."""
     num_dense_parameters: int
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """What every worker is told; picklable."""
-
-    experiment: Experiment
-    store: Path
-    """Absolute, as `run_dir`: a worker has a working directory of its own."""
-    version: int
-    run_dir: Path
-    resume: bool
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A run's model, whole and on CPU."""
-
-    experiment: Experiment
-    version: Version
-    checkpoint: Checkpoint
-    model: TrainModule
 
 
 def silent(stage: str, message: str, done: int | None = None, total: int | None = None) -> None:
@@ -157,101 +130,26 @@ def train(
         CheckpointNotFound: `resume` without a checkpoint.
     """
     version = build_features(experiment, progress).version
+    return _train(experiment, version, root=root, resume=resume, progress=progress)
+
+
+def _train(
+    experiment: Experiment, version: Version, *, root: Path, resume: bool, progress: OnProgress
+) -> Path:
     run_dir = prepare_run(experiment, version, root)
-    checkpoints = Checkpoints(run_dir / "checkpoints")
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS_FOLDER)
     if resume:
         checkpoints.last()
     else:
         shutil.rmtree(checkpoints.folder, ignore_errors=True)
     steps = _num_steps(experiment, version)
     store = experiment.data.store.resolve()
-    job = TrainingJob(experiment, store, version.number, run_dir.resolve(), resume)
-    with _followed(run_dir, steps, progress):
+    job = TrainingJob(
+        experiment, store, version.number, run_dir.resolve(), resume, training=uuid.uuid4().hex
+    )
+    with followed(run_dir, steps, progress):
         launch(train_on_worker, job, experiment.training.scaling, run_dir)
     return run_dir
-
-
-def prepare_run(experiment: Experiment, version: Version, root: Path) -> Path:
-    """The folder of this experiment on this version, with what it is written down in it."""
-    identity = {
-        "experiment": experiment.hash(),
-        "version": version.fingerprint,
-        "libraries": library_versions(),
-    }
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    run_dir = root / experiment.name / digest[:12]
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomically(run_dir / EXPERIMENT_FILE, experiment.to_yaml())
-    document = {**identity, "version_number": version.number}
-    write_atomically(run_dir / RUN_FILE, json.dumps(document, indent=1))
-    latest = run_dir.parent / LATEST
-    fresh = latest.with_name(f".{LATEST}.tmp")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(run_dir.name)
-    fresh.replace(latest)
-    return run_dir
-
-
-def train_on_worker(job: TrainingJob, device: torch.device) -> None:
-    """One worker's part of a training; runs inside the process group."""
-    quieten()
-    trainer = trainer_of(job, device)
-    checkpoints = Checkpoints(job.run_dir / "checkpoints")
-    # A worker group that Ray starts again after a fault finds checkpoints of this very run.
-    if job.resume or checkpoints.all():
-        trainer.restore(checkpoints.last())
-    if dist.get_rank() == 0:
-        trainer.log = RunLog(job.run_dir, trainer.progress.step)
-    trainer.fit()
-    if trainer.log is not None:
-        trainer.log.close()
-
-
-def trainer_of(job: TrainingJob, device: torch.device) -> Trainer:
-    """A worker's trainer: the sharded model, its optimizers and its share of the rows."""
-    experiment, config = job.experiment, job.experiment.training
-    version = Store(job.store).open(experiment.name, job.version)
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    tables = tables_of(version.layout, experiment.embeddings)
-    torch.manual_seed(config.seed)
-    with torch.device(device):
-        embeddings = Embeddings(version.layout, tables, torch.device("meta"))
-        model = TrainModule(ranker(experiment.model, version.layout, embeddings), config.precision)
-    fuse(embeddings, config.sparse_optimizer)
-    sharding_plan = sharding.plan(
-        model,
-        tables,
-        device=device,
-        world_size=world_size,
-        batch_size=-(-config.batch_size // world_size),
-        topology=config.topology,
-    )
-    sharded = sharding.shard(model, sharding_plan, tables, device=device, seed=config.seed)
-    trainer = Trainer(
-        sharded,
-        Optimizers(sharded, embeddings, config.sparse_optimizer, config.dense_optimizer),
-        device,
-        {
-            split: BatchReader(
-                version.files(split),
-                version.layout,
-                batch_size=config.batch_size,
-                rank=rank,
-                world_size=world_size,
-                shuffle=split == "train",
-                seed=config.seed,
-            )
-            for split in ("train", "valid")
-        },
-        config,
-        Checkpoints(job.run_dir / "checkpoints"),
-    )
-    trainer.saved_state = {
-        "experiment": experiment.model_dump(mode="json"),
-        "version": {"number": version.number, "fingerprint": version.fingerprint},
-        "plan": [vars(placement) for placement in sharding.explain(sharding_plan, tables)],
-    }
-    return trainer
 
 
 def _num_steps(experiment: Experiment, version: Version) -> int:
@@ -295,84 +193,6 @@ def check(experiment: Experiment, progress: OnProgress = silent) -> CheckResult:
     )
 
 
-@contextmanager
-def _followed(run_dir: Path, num_steps: int, progress: OnProgress) -> Iterator[None]:
-    """Tell of every new line of metrics.jsonl, which a worker elsewhere may be writing."""
-    ended = Event()
-    seen = len(read_metrics(run_dir))
-
-    def follow() -> None:
-        nonlocal seen
-        while True:
-            last_look = ended.wait(0.5)
-            lines = read_metrics(run_dir)
-            seen = min(seen, len(lines))
-            for line in lines[seen:]:
-                progress("train", _told(line), line["step"], num_steps)
-            seen = len(lines)
-            if last_look:
-                return
-
-    progress("train", "starting workers", 0, num_steps)
-    thread = Thread(target=follow, name="metrics-follower", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _told(line: dict[str, Any]) -> str:
-    def shown(name: str) -> str:
-        return "undefined" if line[name] is None else f"{line[name]:.4f}"
-
-    if line["split"] == "train":
-        return f"loss {shown('loss')}, {line['samples_per_second']:,.0f} rows/s"
-    return f"validation auc {shown('auc')}, log loss {shown('logloss')}"
-
-
-def find_run(path: Path) -> Path:
-    """The folder of a run: itself, or the latest below `runs/<name>`.
-
-    Raises:
-        RunNotFound: neither is there.
-    """
-    for folder in (path, path / LATEST):
-        if (folder / EXPERIMENT_FILE).exists():
-            return folder.resolve()
-    raise RunNotFound(
-        f"{path} is no run: expected {EXPERIMENT_FILE} in it or in {path / LATEST}. Runs are"
-        " folders runs/<name>/<id>; train one first (recsys run FILE)"
-    )
-
-
-def load_trained(run_dir: Path, which: str = "best") -> Trained:
-    """A run's model from one of its checkpoints, whole, on CPU, in evaluation mode.
-
-    Args:
-        run_dir: the run's folder.
-        which: "best" (by the early-stopping metric) or "last".
-
-    Raises:
-        RunNotFound: there is no such run.
-        CheckpointNotFound: it has no complete checkpoint.
-    """
-    run_dir = find_run(run_dir)
-    experiment = experiments.load(run_dir / EXPERIMENT_FILE)
-    number = read_json(run_dir / RUN_FILE)["version_number"]
-    version = Store(experiment.data.store).open(experiment.name, number)
-    checkpoints = Checkpoints(run_dir / "checkpoints")
-    checkpoint = checkpoints.best() if which == "best" else checkpoints.last()
-    tables = tables_of(version.layout, experiment.embeddings)
-    embeddings = Embeddings(version.layout, tables, torch.device("cpu"))
-    model = TrainModule(ranker(experiment.model, version.layout, embeddings))
-    tensors = {"model": model.state_dict()}
-    load_tensors(checkpoint, tensors)
-    model.load_state_dict(tensors["model"])
-    return Trained(experiment, version, checkpoint, model.eval())
-
-
 def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silent) -> Report:
     """Measure a run's model on its splits, beside the baselines; write the report.
 
@@ -412,6 +232,7 @@ def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silen
         model={
             "kind": trained.experiment.model.kind,
             "checkpoint": trained.checkpoint.folder.name,
+            "made_of": made_of(trained.checkpoint),
             "dense_parameters": num_dense_parameters(trained.model),
             "finished": trained.checkpoint.state["progress"]["finished"],
         },
@@ -419,46 +240,6 @@ def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silen
     write_report(report, run_dir)
     progress("evaluate", "report written", len(config.splits), len(config.splits))
     return report
-
-
-def batches(trained: Trained, split: str) -> Iterator[Batch]:
-    """All rows of a split, in the order of the source."""
-    reader = BatchReader(
-        trained.version.files(split),
-        trained.version.layout,
-        batch_size=trained.experiment.training.batch_size,
-    )
-    return reader.epoch(0)
-
-
-def table_sizes(trained: Trained) -> tuple[TableSize, ...]:
-    """Rows and bytes of every table, and where the plan put it."""
-    plan = {row["table"]: row for row in trained.checkpoint.state["plan"]}
-    tables = trained.model.ranker.embeddings.tables
-    return tuple(
-        TableSize(
-            name=table.name,
-            rows=table.num_embeddings,
-            embedding_dim=table.settings.embedding_dim,
-            size_bytes=4 * table.num_parameters,
-            optimizer_bytes=optimizer_bytes(table, trained.experiment),
-            sharding=plan[table.name]["sharding_type"],
-            fields=tuple(field.name for field in table.fields),
-        )
-        for table in tables
-    )
-
-
-def optimizer_bytes(table: Table, experiment: Experiment) -> int:
-    """Bytes of optimizer state that a table brings along in training."""
-    training = experiment.training
-    return state_bytes(table, training.sparse_optimizer, training.dense_optimizer)
-
-
-def num_dense_parameters(model: TrainModule) -> int:
-    """Weights outside of the tables."""
-    inside = {id(parameter) for parameter in model.ranker.embeddings.parameters()}
-    return sum(p.numel() for p in model.parameters() if id(p) not in inside)
 
 
 def _data_summary(version: Version) -> DataSummary:
@@ -504,6 +285,7 @@ def export(run_dir: Path, *, which: str = "best", progress: OnProgress = silent)
             "experiment_hash": trained.experiment.hash(),
             "version": {"number": trained.version.number, "of": trained.version.fingerprint},
             "checkpoint": trained.checkpoint.folder.name,
+            "made_of": made_of(trained.checkpoint),
             "metrics": {split: values["metrics"] for split, values in headline.items()},
         },
         on_progress=lambda stage, done, total: progress("export", stage, done, total),
@@ -562,17 +344,17 @@ def run(
         built = build_features(experiment, progress)
     holds("build", built.reused)
     run_dir = prepare_run(experiment, built.version, root)
-    checkpoints = Checkpoints(run_dir / "checkpoints")
+    checkpoints = Checkpoints(run_dir / CHECKPOINTS_FOLDER)
     with timed("train"):
         if not holds("train", not fresh and _is_finished(checkpoints)):
             resume = not fresh and bool(checkpoints.all())
-            train(experiment, root=root, resume=resume, progress=progress)
-    checkpoint = checkpoints.best().folder.name
+            _train(experiment, built.version, root=root, resume=resume, progress=progress)
+    best = made_of(checkpoints.best())
     with timed("evaluate"):
-        if not holds("evaluate", "train" in reused and _reported(run_dir) == checkpoint):
+        if not holds("evaluate", not fresh and _reported(run_dir) == best):
             evaluate(run_dir, progress=progress)
     with timed("export"):
-        if not holds("export", "evaluate" in reused and _exported(run_dir) == checkpoint):
+        if not holds("export", "evaluate" in reused and _exported(run_dir) == best):
             export(run_dir, progress=progress)
     return RunSummary(
         folder=run_dir,
@@ -591,15 +373,15 @@ def _is_finished(checkpoints: Checkpoints) -> bool:
 
 
 def _reported(run_dir: Path) -> str | None:
-    """The checkpoint that the report is about; None without a report."""
+    """What the report was made of; None without a report."""
     path = run_dir / REPORT_FILE
-    return read_json(path)["model"]["checkpoint"] if path.exists() else None
+    return read_json(path)["model"]["made_of"] if path.exists() else None
 
 
 def _exported(run_dir: Path) -> str | None:
-    """The checkpoint that the bundle was made of; None without a whole one."""
+    """What the bundle was made of; None without a whole one."""
     try:
         info = Bundle.open(run_dir / BUNDLE_FOLDER).manifest.info
     except (BundleNotFound, BundleMismatch):  # a damaged one is made again
         return None
-    return str(info["checkpoint"])
+    return str(info["made_of"])

@@ -14,9 +14,12 @@ from recsys import run as stages
 from recsys.cli import main
 from recsys.evaluation.document import read_json
 from recsys.experiment import Experiment, load
+from recsys.export.bundle import Bundle
 from recsys.export.predictor import Predictor
 from recsys.export.server import create_app
 from recsys.run import RunSummary
+from recsys.rundir import prepare_run
+from recsys.trained import batches, load_trained
 from recsys.training.log import read_metrics
 
 ROOT = Path(__file__).parents[1]
@@ -71,12 +74,12 @@ def test_the_report_has_the_shape_that_programs_read(flow: Flow) -> None:
 
 def test_the_bundle_scores_raw_rows_as_the_trained_model_does(flow: Flow) -> None:
     """Encoded rows through the trainer's model = the same rows, raw, through the program."""
-    trained = stages.load_trained(flow.summary.folder)
+    trained = load_trained(flow.summary.folder)
     raw = trained.version.raw_sample()
     encoded = trained.version.fitted.encode(raw.lazy()).collect()
     first = trained.version.scan("test").head(raw.height).collect().select(encoded.columns)
     assert encoded.equals(first), "the raw sample is the beginning of the test split"
-    batch = next(stages.batches(trained, "test"))
+    batch = next(batches(trained, "test"))
     expected = trained.model.ranker(batch).sigmoid()[: raw.height, 0].tolist()
     assert Predictor(flow.summary.bundle).score(raw)[:, 0].tolist() == pytest.approx(
         expected, abs=1e-5
@@ -85,7 +88,7 @@ def test_the_bundle_scores_raw_rows_as_the_trained_model_does(flow: Flow) -> Non
 
 def test_the_server_answers_as_batch_scoring_does(flow: Flow) -> None:
     predictor = Predictor(flow.summary.bundle)
-    raw, golden = stages.Bundle.open(flow.summary.bundle).golden()
+    raw, golden = Bundle.open(flow.summary.bundle).golden()
     rows = raw.select(predictor.signature.names).head(5).to_dicts()
     answer = TestClient(create_app(predictor)).post("/predict", json={"rows": rows})
     assert answer.status_code == 200, answer.text
@@ -110,7 +113,7 @@ def test_a_changed_experiment_gets_a_folder_of_its_own_on_the_same_version(flow:
     )
     version = stages.build_features(changed).version
     assert version.number == flow.summary.build.version.number
-    folder = stages.prepare_run(changed, version, flow.folder / "other-runs")
+    folder = prepare_run(changed, version, flow.folder / "other-runs")
     assert folder.name != flow.summary.folder.name
 
 
@@ -128,5 +131,5 @@ def test_a_file_is_scored_from_the_command_line(flow: Flow, tmp_path: Path) -> N
         main(["predict", str(bundle), str(bundle / "golden.parquet"), str(tmp_path / "out.csv")])
     assert ended.value.code == 0
     scores = pl.read_csv(tmp_path / "out.csv")["clicked"].to_list()
-    _, golden = stages.Bundle.open(bundle).golden()
+    _, golden = Bundle.open(bundle).golden()
     assert scores == pytest.approx(golden[:, 0].tolist(), abs=1e-5)
