@@ -74,6 +74,17 @@ def test_more_padding_changes_nothing(softmax: bool, activation: str) -> None:
     torch.testing.assert_close(found[0], found[1])
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "dice"])
+@pytest.mark.parametrize("softmax", [False, True])
+def test_what_stands_in_the_padding_changes_nothing(softmax: bool, activation: str) -> None:
+    candidate_BD, clean = drawn()
+    dirty = SequenceVectors(
+        clean.values_BLD.masked_fill(~clean.mask_BL[:, :, None], 100.0), clean.mask_BL
+    )
+    found = [unit(softmax, activation).train()(candidate_BD, each) for each in (clean, dirty)]
+    torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize("softmax", [False, True])
 def test_an_empty_history_is_no_interest_and_no_nan(softmax: bool) -> None:
     module = unit(softmax)
