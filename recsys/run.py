@@ -5,7 +5,6 @@ The only place where the parts meet. Every stage leaves its result in the run's 
 experiment redoes nothing.
 """
 
-import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -141,7 +140,7 @@ def _train(
     if resume:
         checkpoints.last()
     else:
-        shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        checkpoints.clear()
     steps = _num_steps(experiment, version)
     store = experiment.data.store.resolve()
     job = TrainingJob(
