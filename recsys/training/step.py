@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from recsys.batch import Batch
@@ -59,8 +60,8 @@ class Step:
     def progress(self, batches: Iterator[Batch]) -> StepResult:
         """Train on the next batch; the host does not wait for the device."""
         batch = next(batches).to(self.device, non_blocking=True)
-        # Random numbers are a function of (seed, step): a resumed run draws the same dropout.
-        torch.manual_seed(self.seed * 1_000_003 + self.count)
+        # A function of (seed, step, worker), so that a resumed run draws the same dropout.
+        torch.manual_seed((self.seed * 1_000_003 + self.count) * 1_009 + dist.get_rank())
         self.optimizers.zero_grad()
         loss, logits_BT = self.model(batch)
         loss.backward()  # sharded tables are updated inside
