@@ -1,5 +1,6 @@
 """What a worker does in a training, and how the one who waits hears of it."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def followed(run_dir: Path, num_steps: int, progress: OnProgress) -> Iterator[No
 
 def _told(line: dict[str, Any]) -> str:
     def shown(name: str) -> str:
-        return "undefined" if line[name] is None else f"{line[name]:.4f}"
+        return "undefined" if math.isnan(line[name]) else f"{line[name]:.4f}"
 
     if line["split"] == "train":
         return f"loss {shown('loss')}, {line['samples_per_second']:,.0f} rows/s"

@@ -175,7 +175,7 @@ def slice_figure(slices: Sequence[Mapping[str, Any]], overall: float) -> Figure 
 def _line(
     history: History, split: str, value: str, name: str, colour: str, *, marked: bool = False
 ) -> Figure:
-    lines = [line for line in history if line.get("split") == split and line.get(value) is not None]
+    lines = [line for line in history if line.get("split") == split and _is_number(line.get(value))]
     lines.sort(key=lambda line: line["step"])
     trace = _trace([x["step"] for x in lines], [x[value] for x in lines], name, colour)
     trace["hovertemplate"] = "%{y:,.0f}" if value == "samples_per_second" else "%{y:.4f}"
@@ -250,3 +250,7 @@ def _probability_ticks(edges: Sequence[float]) -> Figure:
 
 def _shortened(name: str) -> str:
     return name if len(name) <= 28 else name[:27] + "…"
+
+
+def _is_number(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -1,7 +1,5 @@
 """What a run says of itself while it trains: metrics.jsonl, and the same for TensorBoard."""
 
-import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from recsys.checkpoint import write_atomically
+from recsys.evaluation.document import from_text, to_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -20,7 +19,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_text().splitlines(keepends=True)
     # A run that is writing right now may have a last line without its end.
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [from_text(line) for line in lines if line.endswith("\n")]
 
 
 class RunLog:
@@ -35,19 +34,22 @@ class RunLog:
         run_dir.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(run_dir) if line["step"] <= step]
         self.path = run_dir / METRICS_FILE
-        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_atomically(self.path, "".join(_line(line) for line in kept))
         self.tensorboard = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def write(self, split: str, step: int, values: dict[str, Any]) -> None:
-        """One line; a NaN is written as null, which JSON can say."""
-        line = {"time": round(time.time(), 3), "split": split, "step": step}
+        """One line; a value that is not a number is written as null and named."""
+        line = {"time": round(time.time(), 3), "split": split, "step": step, **values}
         for name, value in values.items():
-            line[name] = None if isinstance(value, float) and not math.isfinite(value) else value
             if isinstance(value, float):
                 self.tensorboard.add_scalar(f"{name}/{split}", value, step)
         with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(_line(line))
 
     def close(self) -> None:
         """Flush TensorBoard's events."""
         self.tensorboard.close()
+
+
+def _line(values: dict[str, Any]) -> str:
+    return to_text(values, indent=None) + "\n"

@@ -1,6 +1,7 @@
 """metrics.jsonl says what happened, once, whatever was cut off."""
 
 import json
+import math
 from pathlib import Path
 
 from recsys.training.log import METRICS_FILE, RunLog, read_metrics
@@ -53,6 +54,10 @@ def test_a_value_that_is_not_a_number_is_null_and_named(tmp_path: Path) -> None:
     assert "NaN" not in text
     line = json.loads(text)
     assert (line["auc"], line["logloss"], line["rows"]) == (None, None, 3)
+    assert line["not_finite"] == {"/auc": "nan", "/logloss": "inf"}
+    (read,) = read_metrics(tmp_path)
+    assert math.isnan(read["auc"])
+    assert read["logloss"] == math.inf
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
