@@ -129,10 +129,13 @@ def command(side: str, table_rows: int, log: Path, effort: Effort) -> list[str]:
 
 def in_fresh_process(program: list[str]) -> float:
     """Samples a second, as the program prints them."""
+    # Waiting threads sleep, on all sides: where others work on the machine too, a thread that spins
+    # for one that is off its core costs any loop ten times its share, by chance.
+    threads = {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(
         program,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": str(CORES)},
+        env={**os.environ, **threads},
         capture_output=True,
         text=True,
         preexec_fn=lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES]),
