@@ -88,43 +88,50 @@ def row_groups(files: Sequence[Path]) -> list[RowGroup]:
 
 
 def read_block(groups: Sequence[RowGroup], layout: Layout) -> Block:
-    """Decode row groups, in the order given."""
-    columns = [field.name for field in layout.ids]
-    columns += [*layout.dense, *layout.tasks, WEIGHT_COLUMN, GROUP_COLUMN]
-    tables = []
+    """Decode row groups, in the order given; one of them at a time is in memory twice."""
+    matrices: dict[str, tuple[Sequence[str], type]] = {
+        "single": ([field.name for field in layout.ids if field.shape == "single"], np.int64),
+        "dense": (layout.dense, np.float32),
+        "labels": (layout.tasks, np.float32),
+        "weights": ([WEIGHT_COLUMN], np.float32),
+        "groups": ([GROUP_COLUMN], np.int64),
+    }
+    lists: dict[str, list[pa.Array]] = {f.name: [] for f in layout.ids if f.shape != "single"}
+    names = [*lists, *(name for columns, _ in matrices.values() for name in columns)]
+    num_rows = sum(group.num_rows for group in groups)
+    filled: dict[str, np.ndarray] = {
+        kind: np.empty((num_rows, len(columns)), dtype)
+        for kind, (columns, dtype) in matrices.items()
+    }
+    start = 0
     for group in groups:
         with pq.ParquetFile(group.path) as file:
-            tables.append(file.read_row_group(group.index, columns=columns))
-    table = pa.concat_tables(tables)
-    single = [field.name for field in layout.ids if field.shape == "single"]
+            table = file.read_row_group(group.index, columns=names)
+        for kind, (columns, _) in matrices.items():
+            _fill(filled[kind][start : start + group.num_rows], table, columns)
+        for name, chunks in lists.items():
+            chunks.extend(table.column(name).chunks)
+        start += group.num_rows
     return Block(
-        single_RC=_matrix(table, single, np.int64),
-        ragged={
-            field.name: _ragged(table.column(field.name))
-            for field in layout.ids
-            if field.shape != "single"
-        },
-        dense_RN=_matrix(table, layout.dense, np.float32),
-        labels_RT=_matrix(table, layout.tasks, np.float32),
-        weights_R=_matrix(table, [WEIGHT_COLUMN], np.float32)[:, 0],
-        groups_R=_matrix(table, [GROUP_COLUMN], np.int64)[:, 0],
+        single_RC=torch.from_numpy(filled["single"]),
+        ragged={name: _ragged(chunks) for name, chunks in lists.items()},
+        dense_RN=torch.from_numpy(filled["dense"]),
+        labels_RT=torch.from_numpy(filled["labels"]),
+        weights_R=torch.from_numpy(filled["weights"][:, 0]),
+        groups_R=torch.from_numpy(filled["groups"][:, 0]),
     )
 
 
-def _matrix(table: pa.Table, names: Sequence[str], dtype: type) -> Tensor:
+def _fill(matrix: np.ndarray, table: pa.Table, names: Sequence[str]) -> None:
     columns = [table.column(name).to_numpy() for name in names]
-    matrix = np.empty((table.num_rows, len(names)), dtype=dtype)
     for start in range(0, table.num_rows, CACHED_ROWS):
         rows = slice(start, start + CACHED_ROWS)
         for index, column in enumerate(columns):
             matrix[rows, index] = column[rows]
-    return torch.from_numpy(matrix)
 
 
-def _ragged(column: pa.ChunkedArray) -> Ragged:
-    lists = column.combine_chunks()
-    if isinstance(lists, pa.ChunkedArray):
-        lists = pa.concat_arrays(lists.chunks)
+def _ragged(chunks: list[pa.Array]) -> Ragged:
+    lists = pa.concat_arrays(chunks)
     offsets = lists.offsets.to_numpy().astype(np.int64)
     values = lists.values.to_numpy(zero_copy_only=False).astype(np.int64)
     return Ragged(torch.from_numpy(values), torch.from_numpy(offsets))
