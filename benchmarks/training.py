@@ -73,6 +73,7 @@ class Effort:
 
     rounds: int
     warmup: int
+    """Long enough for ours to have touched the memory of its windows for the first time."""
     steps: int
     """An epoch, so that every window of the log is read within the measured time."""
     peer_warmup: int
@@ -81,7 +82,7 @@ class Effort:
     """At 10 M rows, where a step of theirs takes a second."""
 
 
-FULL = Effort(rounds=3, warmup=20, steps=256, peer_warmup=5, peer_steps=100, slow_peer_steps=100)
+FULL = Effort(rounds=3, warmup=128, steps=256, peer_warmup=5, peer_steps=100, slow_peer_steps=100)
 QUICK = Effort(rounds=1, warmup=4, steps=32, peer_warmup=1, peer_steps=16, slow_peer_steps=4)
 BATCH_SIZE = 4096
 
