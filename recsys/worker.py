@@ -142,5 +142,6 @@ def _told(line: dict[str, Any]) -> str:
         return "undefined" if math.isnan(line[name]) else f"{line[name]:.4f}"
 
     if line["split"] == "train":
-        return f"loss {shown('loss')}, {line['samples_per_second']:,.0f} rows/s"
+        steps, rows = line["steps_per_second"], line["samples_per_second"]
+        return f"loss {shown('loss')}, {steps:.1f} steps/s, {rows:,.0f} rows/s"
     return f"validation auc {shown('auc')}, log loss {shown('logloss')}"

@@ -170,10 +170,14 @@ class Trainer:
                 " training.sparse_optimizer.lr, or standardize numeric features with large values;"
                 " the last checkpoint is still there"
             )
-        rows = (step - last_step) * self.config.batch_size
+        steps_per_second = (step - last_step) / max(now - last_time, 1e-9)
         self._write(
             "train",
-            {"loss": loss, "samples_per_second": rows / max(now - last_time, 1e-9)},
+            {
+                "loss": loss,
+                "steps_per_second": steps_per_second,
+                "samples_per_second": steps_per_second * self.config.batch_size,
+            },
         )
         self._loss_sum.zero_()
         self._logged = (step, time.perf_counter())
