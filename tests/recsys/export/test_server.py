@@ -49,6 +49,10 @@ ROWS = st.lists(
     max_size=5,
 )
 
+ROUNDING = 1e-5
+"""What an export accepts, too. Kernels round differently by batch size and number of threads, the
+more the larger a price is; a wrong id or number moves a score far more."""
+
 
 @given(ROWS)
 @settings(max_examples=60, deadline=None)
@@ -60,8 +64,7 @@ def test_the_served_score_of_a_row_is_its_offline_score(client, predictor, tmp_p
     lines.write_text("".join(json.dumps(row) + "\n" for row in rows))
     predictor.score_file(lines, folder / "scores.parquet")
     written = pl.read_parquet(folder / "scores.parquet")["click"]
-    # Kernels round differently by the number of threads; a wrong id or number moves a score more.
-    np.testing.assert_allclose(answer.json()["scores"], written, atol=1e-6)
+    np.testing.assert_allclose(answer.json()["scores"], written, rtol=0, atol=ROUNDING)
 
 
 @given(ROWS)
@@ -80,7 +83,7 @@ def test_the_score_of_a_row_from_a_csv_file_is_its_served_score(
     predictor.score_file(folder / "rows.csv", folder / "scores.parquet", batch_size=2)
     scores = client.post("/predict", json={"rows": rows}).json()["scores"]
     written = pl.read_parquet(folder / "scores.parquet")["click"]
-    np.testing.assert_allclose(scores, written, atol=1e-6)
+    np.testing.assert_allclose(scores, written, rtol=0, atol=ROUNDING)
 
 
 def test_served_scores_are_the_trained_models(client, features, model):
