@@ -4,6 +4,7 @@ The same files under the same configuration are built once: the version is found
 fingerprint. Splits come before fits, and fits see the training split only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as release
 from pathlib import Path
@@ -18,7 +19,7 @@ from feature_store.workspace import Workspace
 from pipelines import identity, rejection
 from pipelines.fit import fit
 from pipelines.sources import DataConfig, OnProgress, Source, read
-from pipelines.split import split
+from pipelines.split import SplitFiles, split
 
 RAW_SAMPLE_ROWS = 256
 """Raw rows kept with a version, for whoever checks what serves it."""
@@ -112,9 +113,11 @@ def _encode(
 ) -> _Encoded:
     """Histories, splits, fits; the encoded rows are not computed yet."""
     on_progress("gathering histories and splitting", 0, None)
-    raw = split(histories(source.frame, feature_set), data.split, feature_set)
+    raw = split(histories(source.frame, feature_set), data.split, feature_set, source.files)
     on_progress("counting rows and labels", 0, None)
     counts = _counts(raw, feature_set)
+    if data.split.files is not None:
+        _require_rows(counts, data.split.files)
     on_progress("fitting features", 0, counts["train"])
     fitted = fit(raw.filter(pl.col(SPLIT_COLUMN) == "train").drop(SPLIT_COLUMN), feature_set)
     last = next(name for name in reversed(SPLITS) if counts[name])
@@ -152,6 +155,16 @@ def _counts(raw: pl.LazyFrame, feature_set: FeatureSet) -> dict[str, int]:
                 + (f" and the threshold {label.threshold:g}" if label.threshold is not None else "")
             )
     return {name: by_split.get(name, {"len": 0})["len"] for name in SPLITS}
+
+
+def _require_rows(counts: Mapping[str, int], files: SplitFiles) -> None:
+    """Files that are named for a split are to give it rows."""
+    for name, pattern in files.patterns():
+        if not counts[name]:
+            raise ValueError(
+                f"split.files.{name}: no usable rows in the files that fit {pattern!r}; look at"
+                " what was rejected, or leave them out of data.path and of data.split"
+            )
 
 
 def _counted(rows: pl.LazyFrame, total: int, on_progress: OnProgress) -> pl.LazyFrame:

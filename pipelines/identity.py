@@ -13,6 +13,7 @@ from feature_store import encoding, vocabulary
 from feature_store.features import FeatureSet
 from feature_store.store import SourceFile
 from pipelines.sources import DataConfig
+from pipelines.split import splits_of
 from pipelines.tables import source_files
 
 FORMAT = 1
@@ -60,9 +61,14 @@ def require_unchanged(sources: Sequence[SourceFile]) -> None:
 
 
 def fingerprint(data: DataConfig, feature_set: FeatureSet, sources: Sequence[SourceFile]) -> str:
-    """sha256 over all that decides what a version holds; where files lie does not."""
+    """sha256 over all that decides what a version holds; where files lie does not.
+
+    Their names count only where they decide the split.
+    """
     described = _plain(data, {"path", "store", "joins"})
     described["joins"] = [_plain(join, {"path"}) for join in data.joins]
+    if data.split.files is not None:
+        described["split_of_files"] = splits_of(source_files(data.path), data.split.files)
     return _digest(
         {
             "formats": [FORMAT, encoding.FORMAT],

@@ -18,7 +18,7 @@ from feature_store.columns import SchemaMismatch
 from feature_store.features import ROW_COLUMN, FeatureSet, Sequence, nearest, source_of
 from pipelines.delimited import Delimited
 from pipelines.rejection import Rejection, content_of, require_few
-from pipelines.split import SplitConfig
+from pipelines.split import SplitConfig, splits_of
 from pipelines.tables import ColumnConfig, TableConfig, format_of, source_files
 from pipelines.typed import UNREADABLE, scan
 from pipelines.usable import unusable
@@ -89,6 +89,8 @@ class Source:
     """Rows of side tables that cannot be used."""
     unmatched: dict[str, int] = field(default_factory=dict)
     """By side table: rows without a partner in it."""
+    files: list[tuple[Path, int]] = field(default_factory=list)
+    """The main files that were read, each with the `__row` where it begins."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,10 @@ class _Places:
     first_rows: list[int]
     first_line: int
 
+    def begins(self) -> list[tuple[Path, int]]:
+        # With a limit, the last files may not have been read.
+        return list(zip(self.files, self.first_rows, strict=False))
+
     def of(self, row: int) -> tuple[str, int]:
         index = max(i for i, first in enumerate(self.first_rows) if first <= row)
         return str(self.files[index]), row - self.first_rows[index] + self.first_line
@@ -142,9 +148,12 @@ def read(
         FileNotFoundError: There is no such file.
         SchemaMismatch: A file does not have the declared columns, in a type that can be read.
         TooManyRejected: A side table has more unusable rows than allowed.
-        ValueError: A file or a table is empty or damaged, or a side table repeats a key.
+        ValueError: A file or a table is empty or damaged, a side table repeats a key, or a file
+            belongs to no split or to two.
     """
     needed = _needed(config, feature_set)
+    if config.split.files is not None:
+        splits_of(source_files(config.path), config.split.files)
     mine = [name for name in config.columns if name in needed]
     table = _read(config, mine, folder, limit, on_progress)
     if table.num_rows == 0:
@@ -165,7 +174,8 @@ def read(
         rows = pl.Series(sorted(late), dtype=pl.Int64)
         frame = frame.filter(~pl.col(ROW_COLUMN).is_in(rows.implode()))
     rejections = sorted([*table.rejections, *late.values()], key=lambda r: (r.file, r.line))
-    return Source(frame, table.num_rows, rejections, side_rejections, unmatched)
+    files = table.places.begins()
+    return Source(frame, table.num_rows, rejections, side_rejections, unmatched, files)
 
 
 def preview(config: DataConfig, feature_set: FeatureSet, num_rows: int = 1000) -> Preview:

@@ -1,33 +1,71 @@
-"""Train, validation and test rows: by time, by each user's own chronology, or at random."""
+"""Train, validation and test rows: by time, by each user's chronology, by file, or at random."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
 import polars_hash  # noqa: F401 - registers the `nchash` namespace of expressions
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from feature_store.columns import require_columns, time_number
 from feature_store.config import Config
 from feature_store.encoding import row_key
-from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet
+from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet, nearest
+
+
+def _usable_pattern(pattern: str) -> str:
+    if not PurePath(pattern).parts:
+        raise ValueError(f"expected the name of a file or a pattern, found {pattern!r}")
+    return pattern
+
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Pattern = Annotated[str, AfterValidator(_usable_pattern)]
 Moment = int | float | datetime
 
 _TRAIN, _VALID, _TEST = range(3)
 _PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
+class SplitFiles(Config):
+    """Which of the files of `data.path` hold which split; every file must fit exactly one.
+
+    Patterns (`*`, `?`, `[...]`) are matched from the end of a file's path: `test.parquet` is any
+    file of that name, `test/*` any file of a folder `test`.
+    """
+
+    train: Pattern | tuple[Pattern, ...]
+    valid: Pattern | tuple[Pattern, ...] = ()
+    test: Pattern | tuple[Pattern, ...] = ()
+
+    def patterns(self) -> list[tuple[str, str]]:
+        """Split and pattern, for every pattern."""
+        by_split = zip(SPLITS, (self.train, self.valid, self.test), strict=True)
+        return [
+            (name, pattern)
+            for name, given in by_split
+            for pattern in ((given,) if isinstance(given, str) else given)
+        ]
+
+
 class SplitConfig(Config):
     """How rows are shared out; `train` gets what `valid` and `test` leave."""
 
-    by: Literal["time", "user", "random"] = "random"
+    by: Literal["time", "user", "random", "file"] = "random"
     """time: the latest rows are test, those before them valid. user: the same within the rows of
     each user (rows without one count as one user). random: by a stable hash of the row's place in
-    the source and the seed."""
+    the source and the seed. file: as `files` says."""
     test: Share = 0.1
     """Share of the rows; for `user`, of each user's rows, rounded up."""
     valid: Share = 0.1
@@ -41,6 +79,32 @@ class SplitConfig(Config):
     own unit or as a date with time (UTC if it names no zone). Absent: no validation rows."""
     test_from: Moment | None = None
     """The first time of the test rows, likewise."""
+    files: SplitFiles | None = None
+    """For `by: file`."""
+
+    @model_validator(mode="after")
+    def _files_alone(self) -> "SplitConfig":
+        if (self.by == "file") != (self.files is not None):
+            raise ValueError(
+                "split: by: file and `files` belong together, as in"
+                " {by: file, files: {train: train.csv, valid: valid.csv, test: test.csv}}"
+            )
+        others = sorted(self.model_fields_set - {"by", "files"})
+        if self.files is not None and others:
+            raise ValueError(
+                f"split: {' and '.join(others)} cannot be given beside files; the files alone"
+                " decide"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _what_applies(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys that could not be given beside the others: what is dumped loads."""
+        if self.files is not None:
+            return {key: value for key, value in dump(self).items() if key in ("by", "files")}
+        shares = () if self.valid_from is None and self.test_from is None else ("valid", "test")
+        without = ("files", *shares)
+        return {key: value for key, value in dump(self).items() if key not in without}
 
     @model_validator(mode="after")
     def _consistent(self) -> "SplitConfig":
@@ -67,7 +131,40 @@ class SplitConfig(Config):
         return self
 
 
-def split(raw: pl.LazyFrame, config: SplitConfig, feature_set: FeatureSet) -> pl.LazyFrame:
+def splits_of(files: Sequence[Path], config: SplitFiles) -> list[str]:
+    """The split of each file.
+
+    Raises:
+        ValueError: A file fits no pattern or those of two splits, or a pattern fits no file.
+    """
+    patterns = config.patterns()
+    fitting = [[name for name, pattern in patterns if file.match(pattern)] for file in files]
+    for name, pattern in patterns:
+        if not any(file.match(pattern) for file in files):
+            raise ValueError(
+                f"split.files.{name}: {pattern!r} fits none of the {len(files)} files of data.path;"
+                f" {nearest(pattern, sorted({file.name for file in files}))}"
+            )
+    for file, names in zip(files, fitting, strict=True):
+        if not names:
+            raise ValueError(
+                f"split.files: {file} fits none of {[pattern for _, pattern in patterns]}; name it"
+                " under train, valid or test, or leave it out of data.path"
+            )
+        if len(set(names)) > 1:
+            raise ValueError(
+                f"split.files: {file} fits the patterns of {' and '.join(dict.fromkeys(names))};"
+                " a file belongs to one split"
+            )
+    return [names[0] for names in fitting]
+
+
+def split(
+    raw: pl.LazyFrame,
+    config: SplitConfig,
+    feature_set: FeatureSet,
+    files: Sequence[tuple[Path, int]] = (),
+) -> pl.LazyFrame:
     """The raw rows with the column `split`: "train", "valid" or "test".
 
     By shares of time and by user, the columns that decide are read once here; rows of one instant
@@ -77,15 +174,19 @@ def split(raw: pl.LazyFrame, config: SplitConfig, feature_set: FeatureSet) -> pl
         raw: The rows with `__row`. It must give the same rows in the same order whenever read.
         config: How to share them out.
         feature_set: Names the timestamp.
+        files: For `by: file`, the files of the rows, each with the `__row` where it begins.
 
     Raises:
         SchemaMismatch: A column is missing or of a wrong type.
-        ValueError: Null timestamps, or times that leave a split without rows.
+        ValueError: Null timestamps, times that leave a split without rows, or files that do not
+            fit the patterns of one split each.
     """
     schema = raw.collect_schema()
     require_columns(schema, {ROW_COLUMN: "a split"})
     if config.by == "random":
         return raw.with_columns(_by_hash(config).alias(SPLIT_COLUMN))
+    if config.files is not None:
+        return raw.with_columns(_by_file(files, config.files).alias(SPLIT_COLUMN))
     time, unit = _time(schema, config, feature_set)
     if config.by == "time":
         return raw.with_columns(_by_time(raw, time, unit, config).alias(SPLIT_COLUMN))
@@ -100,6 +201,20 @@ def _by_hash(config: SplitConfig) -> pl.Expr:
     bits = text.nchash.xxhash64(seed=config.seed)  # type: ignore[attr-defined]
     place = bits.cast(pl.Float64) / 2.0**64
     return _named(place < config.test, place < config.test + config.valid)
+
+
+def _by_file(files: Sequence[tuple[Path, int]], config: SplitFiles) -> pl.Expr:
+    row = pl.col(ROW_COLUMN)
+    within: dict[str, list[pl.Expr]] = {name: [pl.lit(False)] for name in SPLITS}
+    names = splits_of([file for file, _ in files], config)
+    runs = [
+        (name, next(run)[1][1])
+        for name, run in groupby(zip(names, files, strict=True), key=lambda pair: pair[0])
+    ]
+    for place, (name, first) in enumerate(runs):
+        ended = row < runs[place + 1][1] if place + 1 < len(runs) else pl.lit(True)
+        within[name].append((row >= first) & ended)
+    return _named(pl.any_horizontal(within["test"]), pl.any_horizontal(within["valid"]))
 
 
 def _by_time(raw: pl.LazyFrame, time: pl.Expr, unit: str, config: SplitConfig) -> pl.Expr:

@@ -216,6 +216,64 @@ def test_a_threshold_that_leaves_one_class_is_named(tmp_path: Path) -> None:
         built(tmp_path, config(tmp_path, log()), features)
 
 
+FILES = {"by": "file", "files": {"train": "train.*", "valid": "valid.*", "test": "test.*"}}
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_rows_are_split_by_their_files_and_only_the_training_files_are_fitted(
+    tmp_path: Path, ending: str
+) -> None:
+    # Rows that cannot be used leave gaps in the numbering; files are read test, train, valid.
+    raw = log(300).with_columns(clicked=pl.Series([7, *([0, 1] * 150)])[:300])
+    parts = {"train": raw[:200], "valid": raw[200:260], "test": raw[260:]}
+    parts["test"] = parts["test"].with_columns(
+        item=pl.lit("new"), clicked=pl.Series([5] + [1] * 39)
+    )
+    for name, part in parts.items():
+        if ending == "csv":
+            part.write_csv(tmp_path / f"{name}.csv")
+        else:
+            part.write_parquet(tmp_path / f"{name}.parquet")
+    data = config(tmp_path, path=str(tmp_path / f"t*.{ending}"), split=FILES)
+    with pytest.raises(ValueError, match=r"split\.files\.valid: 'valid\.\*' fits none of the 2"):
+        built(tmp_path, data)
+    data = config(tmp_path, path=str(tmp_path / f"*.{ending}"), split=FILES)
+    data = data.model_copy(update={"max_rejected": 0.1})
+    version = built(tmp_path, data).version
+    assert version.rows == {"train": 199, "valid": 60, "test": 39}
+    for name in SPLITS:
+        times = parts[name].filter(pl.col("clicked") < 2)["time"].to_list()
+        assert version.scan(name).collect()["__timestamp"].to_list() == times
+    assert version.scan("test").collect()["item"].to_list() == [1] * 39
+    prices = version.scan("train").collect()["price"]
+    assert prices.mean() == pytest.approx(0, abs=1e-5)
+    assert prices.std(ddof=0) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_names_of_files_count_where_they_decide_the_split(tmp_path: Path) -> None:
+    one, two = tmp_path / "1-train.csv", tmp_path / "2-test.csv"
+    log(50, seed=1).write_csv(one)
+    log(40, seed=2).write_csv(two)
+    split = {"by": "file", "files": {"train": "*train*", "test": "*test*"}}
+    data = config(tmp_path, path=str(tmp_path / "*.csv"), split=split)
+    assert built(tmp_path, data).version.rows == {"train": 50, "valid": 0, "test": 40}
+    assert built(tmp_path, data).reused
+    one.rename(tmp_path / "1-test.csv")
+    two.rename(tmp_path / "2-train.csv")
+    swapped = built(tmp_path, data)
+    assert not swapped.reused
+    assert swapped.version.rows == {"train": 40, "valid": 0, "test": 50}
+
+
+def test_a_file_that_gives_its_split_no_rows_is_an_error(tmp_path: Path) -> None:
+    log().write_csv(tmp_path / "train.csv")
+    log().write_csv(tmp_path / "test.csv")
+    log()[:0].write_csv(tmp_path / "valid.csv")
+    data = config(tmp_path, path=str(tmp_path / "*.csv"), split=FILES)
+    with pytest.raises(ValueError, match=r"files\.valid: no usable rows in the files that fit"):
+        built(tmp_path, data)
+
+
 def test_a_split_that_leaves_no_training_rows_is_an_error(tmp_path: Path) -> None:
     data = config(tmp_path, log(), split={"by": "time", "test_from": 0})
     with pytest.raises(ValueError, match=r"no rows for train"):

@@ -441,6 +441,29 @@ def test_a_wrong_configuration_is_refused(change: dict[str, Any], message: str) 
         DataConfig.model_validate({"path": "x.csv", "columns": COLUMNS, **change})
 
 
+def test_a_split_that_does_not_fit_the_files_is_refused_before_they_are_read(
+    tmp_path: Path,
+) -> None:
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.csv").write_text(HEADER + "ann,1,1\nbob,x,0\n")
+    config = {"path": str(tmp_path), "columns": COLUMNS, "max_rejected": 0.5}
+    files = {"train": "train.csv", "test": "test.csv"}
+    with pytest.raises(ValueError, match=r"train\.csv fits none of \['test\.csv'\]"):
+        preview(
+            DataConfig(**config, split={"by": "file", "files": {"train": "test.csv"}}), FEATURES
+        )
+    found = preview(DataConfig(**config, split={"by": "file", "files": files}), FEATURES, 1)
+    assert found.rows["user"].to_list() == ["ann"]
+
+
+def test_the_files_are_told_with_the_rows_where_they_begin(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(HEADER + "ann,1,1\nbob,2,7\n")
+    (tmp_path / "b.csv").write_text(HEADER + "cem,3,1\n")
+    found = source(tmp_path, {"path": str(tmp_path / "*.csv")})
+    assert found.files == [(tmp_path / "a.csv", 0), (tmp_path / "b.csv", 2)]
+    assert found.frame.collect()["__row"].to_list() == [0, 2]
+
+
 def test_a_preview_reads_the_first_rows_only(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text(HEADER + "ann,1,1\nbob,x,0\n" + "cem,3,0\n" * 20)
     config = DataConfig(path=str(tmp_path / "log.csv"), columns=COLUMNS)

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -152,12 +153,82 @@ def test_the_random_split_is_pinned():
         ({"by": "time", "test": 0.2, "test_from": 3}, "test cannot be given beside"),
         ({"by": "time", "valid_from": 3, "test_from": 3}, "earlier than test_from"),
         ({"by": "time", "valid_from": 3, "test_from": datetime(2020, 1, 1)}, "same type"),
-        ({"by": "tiem"}, "'time', 'user' or 'random'"),
+        ({"by": "tiem"}, "'time', 'user', 'random' or 'file'"),
+        ({"by": "file"}, "belong together"),
+        ({"files": {"train": "a.csv"}}, "belong together"),
+        ({"by": "file", "files": {"valid": "b.csv"}}, "files.train\n  Field required"),
+        ({"by": "file", "files": {"train": ""}}, "expected the name of a file or a pattern"),
+        ({"by": "file", "files": {"train": "a"}, "test": 0.2, "seed": 1}, "seed and test cannot"),
+        ({"by": "file", "files": {"train": "a"}, "valid_from": 3}, "valid_from cannot be given"),
     ],
 )
 def test_a_contradictory_configuration_is_refused(config, message):
     with pytest.raises(ValidationError, match=message):
         SplitConfig(**config)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"by": "user", "valid": 0.0, "user": "u"},
+        {"by": "time", "test_from": 3},
+        {"by": "file", "files": {"train": ["a", "b/*"], "test": "c"}},
+    ],
+)
+def test_a_dumped_configuration_loads_again(config):
+    original = SplitConfig.model_validate(config)
+    assert SplitConfig.model_validate(original.model_dump(mode="json")) == original
+    assert SplitConfig.model_validate_json(original.model_dump_json()) == original
+
+
+def by_file(names: list[str], rows_of_each: list[int], **files) -> list[str]:
+    begins = np.cumsum([0, *rows_of_each]).tolist()
+    raw = log([0] * begins[-1], [0] * begins[-1])
+    places = [(Path(name), begin) for name, begin in zip(names, begins, strict=False)]
+    config = SplitConfig(by="file", files=files)
+    shared_out = split(raw.lazy(), config, FEATURES, places)
+    found = shared_out.collect(engine="streaming")
+    assert found.drop("split").equals(raw)
+    return found["split"].to_list()
+
+
+def test_by_file_the_rows_of_a_file_are_its_splits():
+    names = ["d/test.csv", "d/train.csv", "d/valid.csv"]
+    files = {"train": "train.csv", "valid": "valid.csv", "test": "test.csv"}
+    assert by_file(names, [1, 3, 2], **files) == ["test"] + ["train"] * 3 + ["valid"] * 2
+    names = ["log/1/a.csv", "log/1/b.csv", "log/2/a.csv"]
+    assert by_file(names, [1, 2, 1], train="1/*", test=["2/*"]) == ["train"] * 3 + ["test"]
+    assert by_file(["a.csv", "b.csv"], [2, 1], train="[ab].csv") == ["train"] * 3
+    assert by_file(["a.csv", "b.csv"], [2, 0], train="a.*", test="b.*") == ["train"] * 2
+    assert by_file(["/x/a.csv", "/y/a.csv"], [1, 1], train="/y/a.csv", valid="/x/*") == [
+        "valid",
+        "train",
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(list(ORDER)), st.integers(0, 4)), min_size=1).filter(
+        lambda files: {name for name, _ in files} == set(ORDER)
+    )
+)
+def test_by_file_any_order_of_files_will_do(rows):
+    names = [f"{number}-{name}.csv" for number, (name, _) in enumerate(rows)]
+    files = {name: f"*-{name}.csv" for name in ORDER}
+    expected = [name for name, count in rows for _ in range(count)]
+    assert by_file(names, [count for _, count in rows], **files) == expected
+
+
+def test_a_split_by_file_that_does_not_fit_the_files_is_an_error():
+    names = ["d/train.csv", "d/valid.csv", "d/test.csv"]
+    with pytest.raises(ValueError, match=r"files\.test: 'tests.csv' fits none of the 3 files"):
+        by_file(names, [1, 1, 1], train="train.csv", valid="valid.csv", test="tests.csv")
+    with pytest.raises(ValueError, match=r"d/test\.csv fits none of \['train\.csv', 'valid"):
+        by_file(names, [1, 1, 1], train="train.csv", valid="valid.csv")
+    with pytest.raises(ValueError, match=r"d/valid\.csv fits the patterns of train and valid"):
+        by_file(names, [1, 1, 1], train=["t*.csv", "v*.csv"], valid="valid.csv")
+    assert by_file(names[:1], [1], train=["t*.csv", "train.*"]) == ["train"]
 
 
 def test_a_split_in_time_that_leaves_a_part_empty_is_an_error():
