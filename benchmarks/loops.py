@@ -27,7 +27,7 @@ from benchmarks.click_log import LAYOUT, NUM_FIELDS, NUM_NUMBERS, encoded_files
 from recsys.dataset import BatchReader
 from recsys.embeddings import sharding
 from recsys.embeddings.collection import Embeddings
-from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
+from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
 from recsys.models import ranker
 from recsys.models.dnn import DNNConfig
 from recsys.models.layers import MLPConfig
@@ -49,8 +49,8 @@ def our_step(log: Path, rows_per_table: int, precision: Precision) -> Callable[[
     """One step of what `recsys train` runs, reading the log from its Parquet files, shuffled."""
     torch.manual_seed(0)
     settings = FeatureEmbedding(embedding_dim=EMBEDDING_DIM, num_embeddings=rows_per_table)
-    tables = tables_of(LAYOUT, EmbeddingsConfig(default=settings))
-    embeddings = Embeddings(LAYOUT, tables, torch.device("meta"))
+    embeddings = Embeddings(LAYOUT, EmbeddingsConfig(default=settings), torch.device("meta"))
+    tables = embeddings.tables
     config = DNNConfig(mlp=MLPConfig(hidden=HIDDEN))
     module = TrainModule(ranker(config, LAYOUT, embeddings), precision)
     sparse = SparseOptimizerConfig()
@@ -58,7 +58,7 @@ def our_step(log: Path, rows_per_table: int, precision: Precision) -> Callable[[
     plan = sharding.plan(module, tables, device=DEVICE, world_size=1, batch_size=BATCH_SIZE)
     model = sharding.shard(module, plan, tables, device=DEVICE, seed=0)
     optimizers = Optimizers(model, embeddings, sparse, DenseOptimizerConfig())
-    step = Step(model, optimizers, DEVICE, seed=0)
+    step = Step(model, optimizers, DEVICE, seed=0, num_steps=1_000_000)
     reader = BatchReader(encoded_files(log), LAYOUT, batch_size=BATCH_SIZE, shuffle=True)
     batches = itertools.chain.from_iterable(map(reader.epoch, itertools.count()))
     return lambda: step.progress(batches) and None

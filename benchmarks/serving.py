@@ -25,8 +25,9 @@ from feature_store.encoding import FittedFeatures
 from feature_store.features import Categorical, FeatureSet, Label, Numeric
 from pipelines.datasets.synthetic import SyntheticConfig, generate
 from pipelines.fit import fit
-from recsys.embeddings.serving import ServingEmbeddings
-from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
+from recsys.embeddings.collection import Embeddings, table_weight
+from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
+from recsys.embeddings.serving import serving_form
 from recsys.export.predictor import MAX_BATCH, Predictor
 from recsys.export.publish import export_bundle
 from recsys.export.tensors import program_inputs
@@ -51,10 +52,11 @@ def feature_set() -> FeatureSet:
 def export(fitted: FittedFeatures, golden: pl.DataFrame, folder: Path) -> Predictor:
     """A bundle of a plain deep network, loaded."""
     default = FeatureEmbedding(embedding_dim=16, num_embeddings=ROWS_PER_TABLE)
-    tables = tables_of(fitted.layout, EmbeddingsConfig(default=default))
-    weights = {table.name: torch.randn(table.num_embeddings, 16) * 0.05 for table in tables}
+    embeddings = Embeddings(fitted.layout, EmbeddingsConfig(default=default), torch.device("cpu"))
+    for table in embeddings.tables:
+        torch.nn.init.normal_(table_weight(embeddings, table), std=0.05)
     config = DNNConfig(mlp=MLPConfig(hidden=(400, 400)))
-    model = ranker(config, fitted.layout, ServingEmbeddings(tables, weights))
+    model = ranker(config, fitted.layout, serving_form(embeddings))
     export_bundle(model, fitted, golden, folder)
     return Predictor(folder)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 COMPLETE = "complete"
 STATE = "state.json"
@@ -137,6 +138,16 @@ def load(checkpoint: Checkpoint, tensors: dict[str, Any]) -> None:
             " another experiment or sharding; train from the start or load it with the experiment"
             " beside it (experiment.yaml)"
         ) from error
+
+
+def shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor in a checkpoint, by its name with dots between the levels."""
+    metadata = dcp.FileSystemReader(checkpoint.folder).read_metadata()
+    return {
+        name: tuple(entry.size)
+        for name, entry in metadata.state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
 
 
 def _reason(error: BaseException) -> str:

@@ -28,7 +28,7 @@ from feature_store.features import (
 from feature_store.features import Sequence as SequenceFeature
 from pipelines.sources import DataConfig
 from recsys import yaml_source
-from recsys.embeddings.tables import EmbeddingsConfig
+from recsys.embeddings.config import EmbeddingsConfig
 from recsys.evaluation.evaluate import EvaluationConfig
 from recsys.export.bundle import ExportConfig
 from recsys.models import ModelConfig

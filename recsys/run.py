@@ -6,7 +6,6 @@ experiment redoes nothing.
 """
 
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ from recsys.embeddings import sharding
 from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.serving import serving_form
 from recsys.embeddings.sharding import Placement
-from recsys.embeddings.tables import tables_of
 from recsys.evaluation.document import read_json
 from recsys.evaluation.evaluate import Evaluator, count_rates, scored_rows
 from recsys.evaluation.evaluate import evaluate as evaluate_rows
@@ -44,19 +42,19 @@ from recsys.rundir import (
     find_run,
     prepare_run,
 )
+from recsys.stages import is_begun, train_stages
 from recsys.trained import (
     batches,
     load_trained,
     made_of,
     num_dense_parameters,
-    optimizer_bytes,
     table_sizes,
 )
-from recsys.training.launch import launch
+from recsys.training.account import StorageSize, account, full_bytes
 from recsys.training.log import read_metrics
 from recsys.training.step import TrainModule
 from recsys.versions import library_versions
-from recsys.worker import OnProgress, TrainingJob, followed, train_on_worker
+from recsys.worker import OnProgress
 
 PREVIEW_ROWS = 10_000
 
@@ -85,8 +83,10 @@ class CheckResult:
     columns: dict[str, str]
     """Raw columns and their types."""
     placements: tuple[Placement, ...]
-    optimizer_bytes: dict[str, int]
-    """State of the optimizer by table."""
+    sizes: tuple[StorageSize, ...]
+    """Bytes of every table and of every scheme's own storage."""
+    full_bytes: int
+    """Of the uncompressed tables."""
     estimated: bool
     """Vocabularies were counted on the first rows only, so tables may come out larger."""
     num_dense_parameters: int
@@ -136,25 +136,8 @@ def _train(
     experiment: Experiment, version: Version, *, root: Path, resume: bool, progress: OnProgress
 ) -> Path:
     run_dir = prepare_run(experiment, version, root)
-    checkpoints = Checkpoints(run_dir / CHECKPOINTS_FOLDER)
-    if resume:
-        checkpoints.last()
-    else:
-        checkpoints.clear()
-    steps = _num_steps(experiment, version)
-    store = experiment.data.store.resolve()
-    job = TrainingJob(
-        experiment, store, version.number, run_dir.resolve(), resume, training=uuid.uuid4().hex
-    )
-    with followed(run_dir, steps, progress):
-        launch(train_on_worker, job, experiment.training.scaling, run_dir)
+    train_stages(experiment, version, run_dir, resume=resume, progress=progress)
     return run_dir
-
-
-def _num_steps(experiment: Experiment, version: Version) -> int:
-    config = experiment.training
-    steps = config.epochs * -(-version.rows["train"] // config.batch_size)
-    return steps if config.max_steps is None else min(steps, config.max_steps)
 
 
 def check(experiment: Experiment, progress: OnProgress = silent) -> CheckResult:
@@ -168,8 +151,8 @@ def check(experiment: Experiment, progress: OnProgress = silent) -> CheckResult:
     fitted = fit(raw, experiment.features)
     experiment.evaluation.check(fitted.layout)
     training = experiment.training
-    tables = tables_of(fitted.layout, experiment.embeddings)
-    embeddings = Embeddings(fitted.layout, tables, torch.device("meta"))
+    embeddings = Embeddings(fitted.layout, experiment.embeddings, torch.device("meta"))
+    tables = embeddings.tables
     model = TrainModule(ranker(experiment.model, fitted.layout, embeddings))
     progress("check", "planning the tables", None, None)
     world_size = training.scaling.num_workers
@@ -186,7 +169,8 @@ def check(experiment: Experiment, progress: OnProgress = silent) -> CheckResult:
         rows_rejected=first.rows_rejected,
         columns={column.name: column.type for column in fitted.columns},
         placements=tuple(sharding.explain(sharding_plan, tables)),
-        optimizer_bytes={table.name: optimizer_bytes(table, experiment) for table in tables},
+        sizes=account(embeddings, training),
+        full_bytes=full_bytes(embeddings),
         estimated=first.rows_read >= PREVIEW_ROWS,
         num_dense_parameters=num_dense_parameters(model),
     )
@@ -270,7 +254,7 @@ def export(run_dir: Path, *, which: str = "best", progress: OnProgress = silent)
     trained = load_trained(run_dir, which)
     model = trained.model.ranker
     assert isinstance(model.embeddings, Embeddings), "a trained run is in training form"
-    model.embeddings = serving_form(model.embeddings)
+    model.embeddings = serving_form(model.embeddings, trained.experiment.export.precision)
     report = run_dir / REPORT_FILE
     headline = read_json(report)["splits"] if report.exists() else {}
     export_bundle(
@@ -346,7 +330,7 @@ def run(
     checkpoints = Checkpoints(run_dir / CHECKPOINTS_FOLDER)
     with timed("train"):
         if not holds("train", not fresh and _is_finished(checkpoints)):
-            resume = not fresh and bool(checkpoints.all())
+            resume = not fresh and is_begun(experiment, run_dir)
             _train(experiment, built.version, root=root, resume=resume, progress=progress)
     best = made_of(checkpoints.best())
     with timed("evaluate"):

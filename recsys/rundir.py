@@ -6,7 +6,11 @@ experiment finds its own results again.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from feature_store.store import Version
 from recsys.checkpoint import write_atomically
@@ -19,6 +23,8 @@ REPORT_FILE = "report.json"
 BUNDLE_FOLDER = "bundle"
 CHECKPOINTS_FOLDER = "checkpoints"
 LATEST = "latest"
+STAGES_FOLDER = "stages"
+DECISION_FILE = "decision.pt"
 
 
 class RunNotFound(FileNotFoundError):
@@ -59,3 +65,33 @@ def find_run(path: Path) -> Path:
         f"{path} is no run: expected {EXPERIMENT_FILE} in it or in {path / LATEST}. Runs are"
         " folders runs/<name>/<id>; train one first (recsys run FILE)"
     )
+
+
+def stage_folder(run_dir: Path, stages: Sequence[str], stage: str) -> Path:
+    """Where a training of a run keeps its checkpoints and its log; the last one's is the run's."""
+    return run_dir if stage == stages[-1] else run_dir / STAGES_FOLDER / stage
+
+
+def save_decision(run_dir: Path, stage: str, found: dict[str, dict[str, Tensor]]) -> None:
+    """Write down what a stage found out, by space and name; it is done when this is there."""
+    path = run_dir / STAGES_FOLDER / stage / DECISION_FILE
+    temporary = path.with_name(f".{path.name}.tmp")
+    torch.save(found, temporary)
+    temporary.replace(path)
+
+
+def is_decided(run_dir: Path, stage: str) -> bool:
+    """Whether a stage has finished and what it found out is written down."""
+    return (run_dir / STAGES_FOLDER / stage / DECISION_FILE).exists()
+
+
+def read_decisions(
+    run_dir: Path, stages: Sequence[str], stage: str
+) -> dict[str, dict[str, Tensor]]:
+    """What all stages before this one found out, by space; the later prevails."""
+    merged: dict[str, dict[str, Tensor]] = {}
+    for earlier in stages[: stages.index(stage)]:
+        path = run_dir / STAGES_FOLDER / earlier / DECISION_FILE
+        for space, found in torch.load(path, weights_only=True).items():
+            merged.setdefault(space, {}).update(found)
+    return merged

@@ -50,11 +50,16 @@ def show_tables(tables: Sequence[Mapping[str, Any]]) -> None:
             f"{table['parameters']:,}",
             size(table["size_bytes"]),
             size(table["optimizer_bytes"]),
+            size(table["served_bytes"]),
+            table["scheme"],
             table["sharding"],
         ]
         for table in tables
     ]
-    header = ["table", "rows", "width", "parameters", "weights", "optimizer", "sharding"]
+    header = [
+        *("table", "rows", "width", "parameters", "weights", "optimizer", "served"),
+        *("scheme", "sharding"),
+    ]
     show_table("Embedding tables", header, rows)
 
 
@@ -80,25 +85,36 @@ def show_check(name: str, result: "CheckResult") -> None:
     rows = [[column, kind] for column, kind in result.columns.items()]
     show_table("Columns", ["column", "type"], rows)
     estimated = " (estimated from these rows: they may come out larger)" if result.estimated else ""
-    tables = [
-        [
-            placement.table,
-            f"{placement.num_embeddings:,}",
-            str(placement.embedding_dim),
-            size(placement.size_bytes),
-            size(result.optimizer_bytes[placement.table]),
-            placement.sharding_type,
-            placement.kernel,
-            ", ".join(map(str, placement.ranks)) or "all",
-        ]
-        for placement in result.placements
+    placed = {placement.table: placement for placement in result.placements}
+    tables = []
+    for storage in result.sizes:
+        place = placed[storage.name] if storage.is_table else None
+        tables.append(
+            [
+                storage.name,
+                storage.scheme,
+                f"{storage.num_embeddings:,}",
+                str(storage.embedding_dim),
+                size(storage.parameter_bytes),
+                size(storage.optimizer_bytes),
+                size(storage.serving_bytes),
+                place.sharding_type if place else "data_parallel",
+                place.kernel if place else "-",
+                (place and ", ".join(map(str, place.ranks))) or "all",
+            ]
+        )
+    header = [
+        *("table", "scheme", "rows", "width", "weights", "optimizer", "served", "sharding"),
+        *("kernel", "workers"),
     ]
-    header = ["table", "rows", "width", "weights", "optimizer", "sharding", "kernel", "workers"]
     show_table(f"Sharding plan{estimated}", header, tables)
-    weights = sum(placement.size_bytes for placement in result.placements)
-    state = sum(result.optimizer_bytes.values())
+    weights, state, served = (
+        sum(vars(storage)[key] for storage in result.sizes)
+        for key in ("parameter_bytes", "optimizer_bytes", "serving_bytes")
+    )
     show(f"Rows    {result.rows_read:,} read, {result.rows_rejected:,} would be rejected")
     show(f"Memory  {size(weights)} of table weights and {size(state)} of optimizer state")
+    show(f"        {size(served)} when served, of {size(result.full_bytes)} uncompressed")
     show(f"        {result.num_dense_parameters:,} parameters outside of the tables")
     show(f"{name} is valid.")
 

@@ -13,13 +13,20 @@ from recsys.checkpoint import Checkpoint, Checkpoints
 from recsys.checkpoint import load as load_tensors
 from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings
-from recsys.embeddings.tables import Table, tables_of
+from recsys.embeddings.identity import require_schemes
 from recsys.evaluation.document import read_json
 from recsys.evaluation.results import TableSize
 from recsys.experiment import Experiment
 from recsys.models import ranker
-from recsys.rundir import CHECKPOINTS_FOLDER, EXPERIMENT_FILE, RUN_FILE, find_run
-from recsys.training.optimizers import state_bytes
+from recsys.rundir import (
+    CHECKPOINTS_FOLDER,
+    EXPERIMENT_FILE,
+    RUN_FILE,
+    find_run,
+    read_decisions,
+    stage_folder,
+)
+from recsys.training.account import account
 from recsys.training.step import TrainModule
 
 
@@ -32,20 +39,29 @@ class Trained:
     checkpoint: Checkpoint
     model: TrainModule
 
+    @property
+    def embeddings(self) -> Embeddings:
+        """Its embeddings, in training form."""
+        embeddings = self.model.ranker.embeddings
+        assert isinstance(embeddings, Embeddings), "a trained run is in training form"
+        return embeddings
+
 
 def made_of(checkpoint: Checkpoint) -> str:
     """What a report or a bundle was made of: the training and its checkpoint."""
     return f"{checkpoint.state['training']}/{checkpoint.folder.name}"
 
 
-def load_trained(run_dir: Path, which: str = "best") -> Trained:
+def load_trained(run_dir: Path, which: str = "best", stage: str | None = None) -> Trained:
     """A run's model from one of its checkpoints, whole, on CPU, in evaluation mode.
 
     Args:
         run_dir: the run's folder.
         which: "best" (by the early-stopping metric) or "last".
+        stage: of schemes that are trained in several; None: the last, whose result is served.
 
     Raises:
+        CheckpointMismatch: it was written under other schemes.
         RunNotFound: there is no such run.
         CheckpointNotFound: it has no complete checkpoint.
     """
@@ -53,10 +69,18 @@ def load_trained(run_dir: Path, which: str = "best") -> Trained:
     experiment = experiments.load(run_dir / EXPERIMENT_FILE)
     number = read_json(run_dir / RUN_FILE)["version_number"]
     version = Store(experiment.data.store).open(experiment.name, number)
-    checkpoints = Checkpoints(run_dir / CHECKPOINTS_FOLDER)
+    stages = experiment.embeddings.stages
+    stage = stage or stages[-1]
+    checkpoints = Checkpoints(stage_folder(run_dir, stages, stage) / CHECKPOINTS_FOLDER)
     checkpoint = checkpoints.best() if which == "best" else checkpoints.last()
-    tables = tables_of(version.layout, experiment.embeddings)
-    embeddings = Embeddings(version.layout, tables, torch.device("cpu"))
+    embeddings = Embeddings(
+        version.layout,
+        experiment.embeddings,
+        torch.device("cpu"),
+        stage=stage,
+        decisions=read_decisions(run_dir, stages, stage),
+    )
+    require_schemes(checkpoint, embeddings)
     model = TrainModule(ranker(experiment.model, version.layout, embeddings))
     tensors = {"model": model.state_dict()}
     load_tensors(checkpoint, tensors)
@@ -75,27 +99,24 @@ def batches(trained: Trained, split: str) -> Iterator[Batch]:
 
 
 def table_sizes(trained: Trained) -> tuple[TableSize, ...]:
-    """Rows and bytes of every table, and where the plan put it."""
+    """Rows, bytes and place of every table and of every scheme's own storage."""
     plan = {row["table"]: row for row in trained.checkpoint.state["plan"]}
-    tables = trained.model.ranker.embeddings.tables
+    embeddings = trained.embeddings
+    sizes = account(embeddings, trained.experiment.training)
     return tuple(
         TableSize(
-            name=table.name,
-            rows=table.num_embeddings,
-            embedding_dim=table.settings.embedding_dim,
-            size_bytes=4 * table.num_parameters,
-            optimizer_bytes=optimizer_bytes(table, trained.experiment),
-            sharding=plan[table.name]["sharding_type"],
-            fields=tuple(field.name for field in table.fields),
+            name=size.name,
+            rows=size.num_embeddings,
+            embedding_dim=size.embedding_dim,
+            size_bytes=size.parameter_bytes,
+            optimizer_bytes=size.optimizer_bytes,
+            serving_bytes=size.serving_bytes,
+            scheme=size.scheme,
+            sharding=plan[size.name]["sharding_type"] if size.is_table else "data_parallel",
+            fields=size.fields,
         )
-        for table in tables
+        for size in sizes
     )
-
-
-def optimizer_bytes(table: Table, experiment: Experiment) -> int:
-    """Bytes of optimizer state that a table brings along in training."""
-    training = experiment.training
-    return state_bytes(table, training.sparse_optimizer, training.dense_optimizer)
 
 
 def num_dense_parameters(model: TrainModule) -> int:

@@ -16,14 +16,15 @@ from recsys.checkpoint import Checkpoints
 from recsys.dataset import BatchReader
 from recsys.embeddings import sharding
 from recsys.embeddings.collection import Embeddings
-from recsys.embeddings.tables import tables_of
+from recsys.embeddings.identity import STATE_KEY as SCHEMES_KEY
+from recsys.embeddings.identity import require_schemes, scheme_names
 from recsys.experiment import Experiment
 from recsys.models import ranker
-from recsys.rundir import CHECKPOINTS_FOLDER
+from recsys.rundir import CHECKPOINTS_FOLDER, read_decisions, stage_folder
 from recsys.training.log import RunLog, read_metrics
 from recsys.training.optimizers import Optimizers, fuse
 from recsys.training.step import TrainModule
-from recsys.training.trainer import Trainer
+from recsys.training.trainer import Trainer, TrainingConfig
 from recsys.versions import quieten
 
 OnProgress = Callable[[str, str, int | None, int | None], None]
@@ -42,35 +43,68 @@ class TrainingJob:
     resume: bool
     training: str
     """Names this training apart from an earlier one in the same folder."""
+    stage: str
+    """Of the embedding schemes' trainings."""
+
+    @property
+    def folder(self) -> Path:
+        """Where this training keeps its checkpoints and its log."""
+        return stage_folder(self.run_dir, self.experiment.embeddings.stages, self.stage)
+
+    @property
+    def config(self) -> TrainingConfig:
+        """How it is trained, in this stage."""
+        training = self.experiment.training
+        asked = [method.epochs(self.stage) for method in self.experiment.embeddings.methods]
+        epochs = max((count for count in asked if count is not None), default=training.epochs)
+        return training.model_copy(update={"epochs": epochs})
 
 
 def train_on_worker(job: TrainingJob, device: torch.device) -> None:
     """One worker's part of a training; runs inside the process group."""
     quieten()
     trainer = trainer_of(job, device)
-    checkpoints = Checkpoints(job.run_dir / CHECKPOINTS_FOLDER)
+    checkpoints = trainer.checkpoints
     # A worker group that Ray starts again after a fault finds checkpoints of this very run.
     if job.resume or checkpoints.all():
         last = checkpoints.last()
+        require_schemes(last, trainer.step.embeddings)
         trainer.restore(last)
         trainer.saved_state["training"] = last.state["training"]
+    elif (before := _continued(job)) is not None:
+        trainer.start_from(before.best())
     if dist.get_rank() == 0:
-        trainer.log = RunLog(job.run_dir, trainer.progress.step)
+        trainer.log = RunLog(job.folder, trainer.progress.step)
     trainer.fit()
     if trainer.log is not None:
         trainer.log.close()
 
 
+def _continued(job: TrainingJob) -> Checkpoints | None:
+    """Checkpoints of the stage before, where this one starts from its weights."""
+    embeddings = job.experiment.embeddings
+    if not any(job.stage in method.continues for method in embeddings.methods):
+        return None
+    before = embeddings.stages[embeddings.stages.index(job.stage) - 1]
+    return Checkpoints(stage_folder(job.run_dir, embeddings.stages, before) / CHECKPOINTS_FOLDER)
+
+
 def trainer_of(job: TrainingJob, device: torch.device) -> Trainer:
     """A worker's trainer: the sharded model, its optimizers and its share of the rows."""
-    experiment, config = job.experiment, job.experiment.training
+    experiment, config = job.experiment, job.config
     version = Store(job.store).open(experiment.name, job.version)
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    tables = tables_of(version.layout, experiment.embeddings)
     torch.manual_seed(config.seed)
     with torch.device(device):
-        embeddings = Embeddings(version.layout, tables, torch.device("meta"))
+        embeddings = Embeddings(
+            version.layout,
+            experiment.embeddings,
+            torch.device("meta"),
+            stage=job.stage,
+            decisions=read_decisions(job.run_dir, experiment.embeddings.stages, job.stage),
+        )
         model = TrainModule(ranker(experiment.model, version.layout, embeddings), config.precision)
+    tables = embeddings.tables
     fuse(embeddings, config.sparse_optimizer)
     sharding_plan = sharding.plan(
         model,
@@ -86,24 +120,25 @@ def trainer_of(job: TrainingJob, device: torch.device) -> Trainer:
         Optimizers(sharded, embeddings, config.sparse_optimizer, config.dense_optimizer),
         device,
         {
-            split: BatchReader(
+            name: BatchReader(
                 version.files(split),
                 version.layout,
                 batch_size=config.batch_size,
                 rank=rank,
                 world_size=world_size,
-                shuffle=split == "train",
+                shuffle=name != "valid",
                 seed=config.seed,
             )
-            for split in ("train", "valid")
+            for name, split in (("train", "train"), ("valid", "valid"), ("search", "valid"))
         },
         config,
-        Checkpoints(job.run_dir / CHECKPOINTS_FOLDER),
+        Checkpoints(job.folder / CHECKPOINTS_FOLDER),
     )
     trainer.saved_state = {
         "training": job.training,
         "experiment": experiment.model_dump(mode="json"),
         "version": {"number": version.number, "fingerprint": version.fingerprint},
+        SCHEMES_KEY: scheme_names(embeddings),
         "plan": [vars(placement) for placement in sharding.explain(sharding_plan, tables)],
     }
     return trainer

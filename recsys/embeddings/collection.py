@@ -5,6 +5,9 @@ Features are read by name only: a sharded collection's own order follows the sha
 Shapes: B rows, L positions of a sequence, D embedding width, V ids of the batch.
 """
 
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -15,8 +18,11 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from feature_store.features import IdField, Layout
-from recsys.embeddings.hashing import hashed_rows
-from recsys.embeddings.tables import Table
+from recsys.embeddings.config import EmbeddingsConfig, SizedSpace, sized_spaces
+from recsys.embeddings.scheme import AbstractScheme, Decision
+from recsys.embeddings.tables import Key, Table, merged_tables
+
+NO_DECISIONS: Mapping[str, Decision] = {}
 
 
 class SequenceVectors(NamedTuple):
@@ -35,34 +41,76 @@ Vectors = dict[str, Tensor | SequenceVectors]
 class AbstractEmbeddings(nn.Module):
     """Ids to vectors by field name: TorchRec collections in training, plain gathers in serving."""
 
-    tables: tuple[Table, ...]
+    embedding_dims: dict[str, int]
+    """Width of every field's vectors."""
+
+    def penalty(self) -> Tensor | None:
+        """Scalar that the last forward pass adds to the loss; None: nothing."""
+        return None
 
 
 class Embeddings(AbstractEmbeddings):
-    """All tables: pooled fields in one collection, tables with a sequence in another.
+    """Every space's scheme, and the tables that the schemes ask for.
 
+    Tables of pooled columns lie in one collection, those needed one vector an id in another.
     Tables that are whole on every worker are ordinary parameters beside the collections: FBGEMM's
     data-parallel kernel has no unpooled look-up on CPU, and merges tables into one flat parameter.
 
     Bags are summed by the collections and divided here: TorchRec's mean adds 1e-6 to the divisor
     of row-wise shards (of every table of the group), so scores would depend on the plan.
 
-    All weights are zero until `recsys.embeddings.initial` or a checkpoint fills them.
+    All tables are zero until `recsys.embeddings.initial` or a checkpoint fills them.
 
     Args:
         layout: of an encoded row.
-        tables: every id field of the layout is in one of them.
+        config: what becomes of each feature's ids.
         device: of the collections; meta where they are sharded next, so that no worker ever
             allocates a whole table.
+        stage: the training it is for; None: the last, whose result is served.
+        decisions: what earlier stages found out, by space.
+
+    Raises:
+        ValueError: settings for a feature without a table.
+        SchemeError: sizes, budgets or settings that a scheme cannot keep.
     """
 
-    def __init__(self, layout: Layout, tables: tuple[Table, ...], device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        config: EmbeddingsConfig,
+        device: torch.device,
+        *,
+        stage: str | None = None,
+        decisions: Mapping[str, Decision] = NO_DECISIONS,
+    ) -> None:
         super().__init__()
         self.layout = layout
-        self.tables = tables
-        sharded = [table for table in tables if not table.settings.replicated]
-        pooled = [table for table in sharded if not table.has_sequence]
-        unpooled = [table for table in sharded if table.has_sequence]
+        self.spaces = sized_spaces(layout, config)
+        stage = stage or config.stages[-1]
+        schemes = [
+            space.scheme(stage, decisions.get(space.space.name, {})) for space in self.spaces
+        ]
+        self.schemes = nn.ModuleDict(
+            {_child(s.space.name): scheme for s, scheme in zip(self.spaces, schemes, strict=True)}
+        )
+        by_field = {
+            field.name: (sized, scheme)
+            for sized, scheme in zip(self.spaces, schemes, strict=True)
+            for field in sized.space.fields
+        }
+        self.columns = [_Column(field, *by_field[field.name]) for field in layout.ids]
+        self.linear = {c.field.name: c.scheme.linear for c in self.columns}
+        self.embedding_dims = {c.field.name: c.scheme.embedding_dim for c in self.columns}
+        self.tables = merged_tables(
+            {c.field.name: c.scheme.lookups for c in self.columns},
+            layout.ids,
+            {c.field.name: c.per_id for c in self.columns},
+        )
+        sharded = [table for table in self.tables if not table.settings.replicated]
+        pooled = [table for table in sharded if not table.per_id]
+        unpooled = [table for table in sharded if table.per_id]
+        self.pooled_keys = [key for table in pooled for key in table.keys]
+        self.unpooled_keys = [key for table in unpooled for key in table.keys]
         self.pooled = (
             EmbeddingBagCollection(tables=[_bag_config(t) for t in pooled], device=device)
             if pooled
@@ -73,78 +121,146 @@ class Embeddings(AbstractEmbeddings):
             if unpooled
             else None
         )
+        self.replicated_tables = [table for table in self.tables if table.settings.replicated]
         self.replicated = nn.ParameterDict(
-            {t.parameter: _replicated(t) for t in tables if t.settings.replicated}
+            {t.parameter: _replicated(t) for t in self.replicated_tables}
         )
-        self.table_of = {field.name: table for table in tables for field in table.fields}
-        self.hashed_sizes = [
-            self.table_of[f.name].num_embeddings if self.table_of[f.name].hashed else 0
-            for f in layout.ids
-        ]
+        self.frozen = False
 
     def forward(self, ids: KeyedJaggedTensor) -> Vectors:
-        rows = self.rows(ids)
+        places = {name: place for place, name in enumerate(ids.keys())}
+        values = ids.values().split(ids.length_per_key())
+        lengths_FB = ids.lengths().view(len(places), -1)
+        ids_of = {c.field.name: c.scheme_ids(values[places[c.field.name]]) for c in self.columns}
+        rows = {
+            (c.field.name, lookup): rows_V
+            for c in self.columns
+            for lookup, rows_V in enumerate(c.scheme.rows(ids_of[c.field.name]))
+        }
+        found = self._looked_up(rows, places, lengths_FB)
         vectors: Vectors = {}
-        by_name = {} if self.pooled is None else self.pooled(rows).to_dict()
-        unpooled = {} if self.unpooled is None else self.unpooled(rows)
-        for field in self.layout.ids:
-            table = self.table_of[field.name]
-            if table.settings.replicated:
-                vectors[field.name] = self._looked_up(field, table, rows[field.name])
-            elif table.has_sequence:
-                pooling = table.settings.pooling
-                vectors[field.name] = _vectors(field, unpooled[field.name], pooling)
-            elif field.shape == "bag" and table.settings.pooling == "mean":
-                lengths_B = rows[field.name].lengths()
-                vectors[field.name] = _divided(by_name[field.name], lengths_B)
-            else:
-                vectors[field.name] = by_name[field.name]
+        for column in self.columns:
+            name = column.field.name
+            looked_up = [found[name, k] for k in range(len(column.scheme.lookups))]
+            combined = column.scheme.combine(ids_of[name], looked_up)
+            vectors[name] = _shaped(combined, column, lengths_FB[places[name]])
         return vectors
 
     def _looked_up(
-        self, field: IdField, table: Table, rows: JaggedTensor
-    ) -> Tensor | SequenceVectors:
-        values_VD = embedding(rows.values(), self.replicated[table.parameter])
-        jagged = JaggedTensor(values=values_VD, lengths=rows.lengths())
-        return _vectors(field, jagged, table.settings.pooling)
+        self, rows: dict[tuple[str, int], Tensor], places: dict[str, int], lengths_FB: Tensor
+    ) -> dict[tuple[str, int], Tensor]:
+        found: dict[tuple[str, int], Tensor] = {}
+        if self.pooled is not None:
+            keyed = self.pooled(_jagged(self.pooled_keys, rows, places, lengths_FB)).to_dict()
+            for key in self.pooled_keys:
+                found[key.field.name, key.lookup] = self._used(keyed[key.name])
+        if self.unpooled is not None:
+            jagged = self.unpooled(_jagged(self.unpooled_keys, rows, places, lengths_FB))
+            for key in self.unpooled_keys:
+                vectors_VD = self._used(jagged[key.name].values())
+                found[key.field.name, key.lookup] = self._bagged(
+                    key, vectors_VD, places, lengths_FB
+                )
+        for table in self.replicated_tables:
+            weight = self.replicated[table.parameter]
+            for key in table.keys:
+                vectors_VD = embedding(rows[key.field.name, key.lookup], weight)
+                found[key.field.name, key.lookup] = self._bagged(
+                    key, vectors_VD, places, lengths_FB
+                )
+        return found
 
-    def rows(self, ids: KeyedJaggedTensor) -> KeyedJaggedTensor:
-        """The same jagged tensor with rows of tables in the place of ids."""
-        if not any(self.hashed_sizes):
-            return ids
-        values_V = ids.values()
-        sizes_V = torch.repeat_interleave(
-            torch.tensor(self.hashed_sizes, device=values_V.device),
-            torch.tensor(ids.length_per_key(), device=values_V.device),
-            output_size=values_V.numel(),
-        )
-        hashed_V = hashed_rows(values_V, sizes_V.clamp(min=2))
-        return KeyedJaggedTensor(
-            keys=ids.keys(),
-            values=torch.where(sizes_V > 0, hashed_V, values_V),
-            lengths=ids.lengths(),
-            stride=ids.stride(),
-            length_per_key=ids.length_per_key(),
-        )
+    def _bagged(self, key: Key, vectors_VD: Tensor, lengths_B: Tensor) -> Tensor:
+        """Bags of linear schemes are summed before they are combined, wherever their table is."""
+        if key.field.shape == "bag" and self.linear[key.field.name]:
+            return _summed(vectors_VD, lengths_B)
+        return vectors_VD
+
+    def _used(self, vectors: Tensor) -> Tensor:
+        return vectors.detach() if self.frozen else vectors
+
+    @contextmanager
+    def frozen_tables(self) -> Iterator[None]:
+        """Within, no gradient reaches the sharded tables, so a backward pass updates none."""
+        self.frozen = True
+        try:
+            yield
+        finally:
+            self.frozen = False
+
+    def penalty(self) -> Tensor | None:
+        """What all schemes add to the loss after a forward pass."""
+        penalties = [p for s in self.own_schemes() if (p := s.penalty()) is not None]
+        return torch.stack(penalties).sum() if penalties else None
+
+    def own_schemes(self) -> list[AbstractScheme]:
+        """The scheme of every space, in the layout's order."""
+        return [scheme for scheme in self.schemes.values() if isinstance(scheme, AbstractScheme)]
+
+    def schemes_by_space(self) -> dict[str, AbstractScheme]:
+        """The scheme of every space by the space's name."""
+        return {scheme.space.name: scheme for scheme in self.own_schemes()}
 
 
-def _vectors(field: IdField, jagged: JaggedTensor, pooling: str) -> Tensor | SequenceVectors:
+class _Column:
+    """A field with its space's scheme."""
+
+    def __init__(self, field: IdField, sized: SizedSpace, scheme: AbstractScheme) -> None:
+        self.field = field
+        self.pooling = sized.pooling
+        self.scheme = scheme
+
+    @property
+    def per_id(self) -> bool:
+        if self.field.shape == "single":
+            return False
+        return self.field.shape == "sequence" or not self.scheme.linear
+
+    def scheme_ids(self, ids: Tensor) -> Tensor:
+        return ids if self.scheme.raw_ids else self.scheme.space.bounded(ids)
+
+
+def _child(space: str) -> str:
+    # A bare feature name could shadow a method of the dict.
+    return f"{space}_scheme"
+
+
+def _jagged(
+    keys: SequenceOf[Key],
+    rows: dict[tuple[str, int], Tensor],
+    places: dict[str, int],
+    lengths_FB: Tensor,
+) -> KeyedJaggedTensor:
+    columns = [rows[key.field.name, key.lookup] for key in keys]
+    lengths = [lengths_FB[places[key.field.name]] for key in keys]
+    return KeyedJaggedTensor(
+        keys=[key.name for key in keys],
+        values=torch.cat(columns),
+        lengths=torch.cat(lengths),
+        stride=lengths_FB.shape[1],
+        length_per_key=[column.numel() for column in columns],
+    )
+
+
+def _shaped(vectors: Tensor, column: _Column, lengths_B: Tensor) -> Tensor | SequenceVectors:
+    """Vectors of single ids as they are, of bags pooled, of sequences padded."""
+    field = column.field
     if field.shape == "single":
-        return jagged.values()
-    lengths_B = jagged.lengths()
+        return vectors
     if field.shape == "bag":
-        return _pooled(jagged.values(), lengths_B, pooling)
+        summed_BD = vectors if column.scheme.linear else _summed(vectors, lengths_B)
+        return summed_BD if column.pooling == "sum" else _divided(summed_BD, lengths_B)
     assert field.max_length is not None, "a sequence has a longest length"
+    jagged = JaggedTensor(values=vectors, lengths=lengths_B)
     values_BLD = jagged.to_padded_dense(field.max_length)
     positions_L = torch.arange(field.max_length, device=lengths_B.device)
     return SequenceVectors(values_BLD, positions_L[None, :] < lengths_B[:, None])
 
 
-def _pooled(values_VD: Tensor, lengths_B: Tensor, pooling: str) -> Tensor:
+def _summed(values_VD: Tensor, lengths_B: Tensor) -> Tensor:
     rows_V = torch.repeat_interleave(lengths_B, output_size=values_VD.shape[0])
     zeros_BD = values_VD.new_zeros(lengths_B.numel(), values_VD.shape[1])
-    summed_BD = zeros_BD.index_add(0, rows_V, values_VD)
-    return summed_BD if pooling == "sum" else _divided(summed_BD, lengths_B)
+    return zeros_BD.index_add(0, rows_V, values_VD)
 
 
 def _divided(summed_BD: Tensor, lengths_B: Tensor) -> Tensor:
@@ -152,15 +268,15 @@ def _divided(summed_BD: Tensor, lengths_B: Tensor) -> Tensor:
 
 
 def _replicated(table: Table) -> nn.Parameter:
-    return nn.Parameter(torch.zeros(table.num_embeddings, table.settings.embedding_dim))
+    return nn.Parameter(torch.zeros(table.num_embeddings, table.embedding_dim))
 
 
 def _bag_config(table: Table) -> EmbeddingBagConfig:
     return EmbeddingBagConfig(
         name=table.parameter,
-        embedding_dim=table.settings.embedding_dim,
+        embedding_dim=table.embedding_dim,
         num_embeddings=table.num_embeddings,
-        feature_names=[field.name for field in table.fields],
+        feature_names=[key.name for key in table.keys],
         pooling=PoolingType.SUM,
         init_fn=nn.init.zeros_,
     )
@@ -169,9 +285,9 @@ def _bag_config(table: Table) -> EmbeddingBagConfig:
 def _sequence_config(table: Table) -> EmbeddingConfig:
     return EmbeddingConfig(
         name=table.parameter,
-        embedding_dim=table.settings.embedding_dim,
+        embedding_dim=table.embedding_dim,
         num_embeddings=table.num_embeddings,
-        feature_names=[field.name for field in table.fields],
+        feature_names=[key.name for key in table.keys],
         init_fn=nn.init.zeros_,
     )
 
@@ -180,7 +296,7 @@ def table_weight(embeddings: Embeddings, table: Table) -> nn.Parameter:
     """The (num_embeddings, embedding_dim) parameter of a table of unsharded embeddings."""
     if table.settings.replicated:
         return embeddings.replicated[table.parameter]
-    if table.has_sequence:
+    if table.per_id:
         assert embeddings.unpooled is not None
         return embeddings.unpooled.embeddings[table.parameter].weight
     assert embeddings.pooled is not None

@@ -22,13 +22,13 @@ def initial_rows(table: Table, seed: int, start: int, stop: int) -> Tensor:
     """Rows start..stop of the table at the beginning of training: (stop - start, D) float32."""
     bound = table.settings.init_range
     # A worker beyond the last row holds an empty shard.
-    chunks = [torch.empty(0, table.settings.embedding_dim)]
+    chunks = [torch.empty(0, table.embedding_dim)]
     for chunk in range(start // CHUNK_ROWS, (stop - 1) // CHUNK_ROWS + 1):
         first = chunk * CHUNK_ROWS
         num_rows = min(CHUNK_ROWS, table.num_embeddings - first)
         digest = hashlib.sha256(f"{seed}/{table.name}/{chunk}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big", signed=True))
-        rows = torch.empty(num_rows, table.settings.embedding_dim)
+        rows = torch.empty(num_rows, table.embedding_dim)
         rows.uniform_(-bound, bound, generator=generator)
         chunks.append(rows[max(start - first, 0) : stop - first])
     return torch.cat(chunks)

@@ -167,7 +167,7 @@ def _placement(table: Table, chosen: ParameterSharding | None) -> Placement:
     return Placement(
         table=table.name,
         num_embeddings=table.num_embeddings,
-        embedding_dim=table.settings.embedding_dim,
+        embedding_dim=table.embedding_dim,
         sharding_type="data_parallel" if chosen is None else chosen.sharding_type,
         kernel="dense" if chosen is None else chosen.compute_kernel,
         ranks=() if chosen is None else tuple(chosen.ranks or ()),

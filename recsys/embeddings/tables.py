@@ -1,18 +1,18 @@
-"""Tables as values: which table holds which fields, how large, how it is trained and sharded.
+"""Tables as values: how large, which columns look rows up in them, how trained and sharded.
 
 The collection, the planner, the optimizers, the checkpoint and the serving form all read these.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, PositiveFloat, model_validator
 
 from feature_store.config import Config
-from feature_store.features import IdField, Layout, nearest
+from feature_store.features import IdField
 
-Pooling = Literal["mean", "sum"]
 Sharding = Literal[
     "table_wise",
     "column_wise",
@@ -24,27 +24,23 @@ Sharding = Literal[
 ]
 
 
-class FeatureEmbedding(Config):
-    """How the ids of one feature (and of every sequence of it) become vectors."""
+class TableSettings(Config):
+    """How a table starts, is trained and is spread over workers."""
 
-    embedding_dim: PositiveInt = 16
-    """Width of a vector; a multiple of 4 for FBGEMM's kernels."""
-    num_embeddings: PositiveInt | None = Field(default=None, ge=2)
-    """Rows of the table: ids are hashed into them when there are more ids than rows. Needed for
-    hashed features; a vocabulary's table has a row for every id if absent."""
-    pooling: Pooling = "mean"
-    """How the vectors of a bag become one."""
     init_range: PositiveFloat = 0.05
     """Rows start uniform in [-init_range, init_range]."""
     optimizer: Literal["sparse", "dense"] = "sparse"
     """sparse: updated inside the backward pass, touched rows only, sharded over workers.
     dense: an ordinary parameter, replicated, trained by the dense optimizer; for small tables."""
+    l2: NonNegativeFloat = 0.0
+    """Adds l2 / 2 * sum(w^2) over the whole table to the loss of every step. A table needs
+    optimizer 'dense' for it: the sparse update never sees the rows that a batch leaves out."""
     sharding_types: tuple[Sharding, ...] | None = None
     """What the planner may choose from; None: every type that keeps the checkpoint loadable on
     any number of workers. data_parallel stands alone: the table is whole on every worker."""
 
     @model_validator(mode="after")
-    def _replicated_stands_alone(self) -> "FeatureEmbedding":
+    def _replicated_stands_alone(self) -> Self:
         types = self.sharding_types
         if types is None:
             return self
@@ -68,32 +64,45 @@ class FeatureEmbedding(Config):
         return self.optimizer == "dense" or self.sharding_types == ("data_parallel",)
 
 
-class EmbeddingsConfig(Config):
-    """The default for every feature and what differs by feature."""
+@dataclass(frozen=True)
+class TableSpec:
+    """A table that a scheme asks for; schemes that ask for equal ones share it."""
 
-    default: FeatureEmbedding = FeatureEmbedding()
-    features: dict[str, FeatureEmbedding] = {}
-    """By feature name. A key that is not given here comes from `default`."""
+    name: str
+    num_embeddings: int
+    embedding_dim: int
+    settings: TableSettings
 
-    def of(self, name: str) -> FeatureEmbedding:
-        """The settings of one feature: its own keys over the default's."""
-        own = self.features.get(name)
-        if own is None:
-            return self.default
-        chosen = {**self.default.model_dump(), **own.model_dump(exclude_unset=True)}
-        return FeatureEmbedding.model_validate(chosen)
+
+@dataclass(frozen=True)
+class Key:
+    """One column of look-ups: a field, and which of its scheme's look-ups it is."""
+
+    field: IdField
+    lookup: int
+
+    @property
+    def name(self) -> str:
+        """The column's name inside TorchRec."""
+        return f"{self.field.name}#{self.lookup}"
 
 
 @dataclass(frozen=True)
 class Table:
-    """One embedding table and the fields that look ids up in it."""
+    """One embedding table and the columns that look rows up in it."""
 
     name: str
     num_embeddings: int
-    hashed: bool
-    """Ids are mixed into rows; else an id is a row."""
-    fields: tuple[IdField, ...]
-    settings: FeatureEmbedding
+    embedding_dim: int
+    settings: TableSettings
+    keys: tuple[Key, ...]
+    per_id: bool
+    """Some field needs one vector an id: the table lives in an unpooled collection."""
+
+    @property
+    def fields(self) -> tuple[IdField, ...]:
+        """The fields that read it, each once."""
+        return tuple({key.field.name: key.field for key in self.keys}.values())
 
     @property
     def parameter(self) -> str:
@@ -101,45 +110,45 @@ class Table:
         return f"{self.name}_table"
 
     @property
-    def has_sequence(self) -> bool:
-        """Some field keeps one vector an id: the table lives in an unpooled collection."""
-        return any(field.shape == "sequence" for field in self.fields)
-
-    @property
     def num_parameters(self) -> int:
         """Weights in the table."""
-        return self.num_embeddings * self.settings.embedding_dim
+        return self.num_embeddings * self.embedding_dim
 
 
-def tables_of(layout: Layout, config: EmbeddingsConfig) -> tuple[Table, ...]:
-    """One table for each id space of the layout, in the layout's order.
+def merged_tables(
+    asked: Mapping[str, SequenceOf[TableSpec]],
+    fields: SequenceOf[IdField],
+    per_id: Mapping[str, bool],
+) -> tuple[Table, ...]:
+    """The tables that all fields' look-ups need, each once, in the order they are first asked for.
+
+    Args:
+        asked: by field name, the table of each of its look-ups.
+        fields: in the layout's order.
+        per_id: by field name, whether its vectors are needed one an id.
 
     Raises:
-        ValueError: settings for a feature that has no table, a hashed feature without a size.
+        ValueError: one name is asked for with two sizes or settings.
     """
-    spaces: dict[str, list[IdField]] = {}
-    for field in layout.ids:
-        spaces.setdefault(field.space, []).append(field)
-    for name in config.features:
-        if name not in spaces:
-            raise ValueError(
-                f"embeddings.features.{name}: no feature of that name has a table;"
-                f" {nearest(name, list(spaces))} (a sequence uses the table of its `of` feature)"
-            )
-    return tuple(_table(name, fields, config.of(name)) for name, fields in spaces.items())
-
-
-def _table(name: str, fields: SequenceOf[IdField], settings: FeatureEmbedding) -> Table:
-    cardinality = fields[0].cardinality
-    num_embeddings = settings.num_embeddings
-    if num_embeddings is None:
-        if cardinality is None:
-            raise ValueError(
-                f"feature {name!r} is hashed to 64 bits, so its table needs a size: set"
-                f" embeddings.features.{name}.num_embeddings or embeddings.default.num_embeddings"
-            )
-        num_embeddings = cardinality
-    hashed = cardinality is None or num_embeddings < cardinality
-    if not hashed and cardinality is not None:
-        num_embeddings = cardinality
-    return Table(name, num_embeddings, hashed, tuple(fields), settings)
+    specs: dict[str, TableSpec] = {}
+    keys: dict[str, list[Key]] = {}
+    for field in fields:
+        for lookup, spec in enumerate(asked[field.name]):
+            known = specs.setdefault(spec.name, spec)
+            if known != spec:
+                raise ValueError(
+                    f"the table {spec.name!r} is asked for as {known} and, by {field.name!r}, as"
+                    f" {spec}; features that share a table need equal settings"
+                )
+            keys.setdefault(spec.name, []).append(Key(field, lookup))
+    return tuple(
+        Table(
+            name,
+            spec.num_embeddings,
+            spec.embedding_dim,
+            spec.settings,
+            tuple(keys[name]),
+            any(per_id[key.field.name] for key in keys[name]),
+        )
+        for name, spec in specs.items()
+    )

@@ -190,6 +190,8 @@ def _tables(report: Report) -> str:
             f"{table.parameters:,}",
             _size(table.size_bytes),
             _size(table.optimizer_bytes),
+            _size(table.served_bytes),
+            table.scheme,
             table.sharding.replace("_", "-"),
         )
         for table in sorted(report.tables, key=lambda table: -table.size_bytes)
@@ -202,9 +204,14 @@ def _tables(report: Report) -> str:
         f"{sum(t.parameters for t in report.tables):,}",
         _size(sum(t.size_bytes for t in report.tables)),
         _size(sum(t.optimizer_bytes for t in report.tables)),
+        _size(sum(t.served_bytes for t in report.tables)),
+        "",
         "",
     )
-    head = ("table", "fields", "rows", "width", "parameters", "weights", "optimizer", "sharding")
+    head = (
+        *("table", "fields", "rows", "width", "parameters", "weights", "optimizer", "served"),
+        *("scheme", "sharding"),
+    )
     kept = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", "0 B") for row in rows)]
     chosen = [tuple(row[i] for i in kept) for row in (*rows, total)]
     body = _rows(tuple(head[i] for i in kept), chosen, name="total")

@@ -42,21 +42,30 @@ class SplitResult:
 
 @dataclass(frozen=True)
 class TableSize:
-    """An embedding table as the report shows it."""
+    """An embedding table, or what a scheme keeps beside its tables, as the report shows it."""
 
     name: str
     rows: int
     embedding_dim: int
     size_bytes: int
-    """Of the weights alone."""
+    """Of the weights alone, in training."""
     optimizer_bytes: int = 0
+    serving_bytes: int | None = None
+    """When served in float32, indices, codebooks and scales counted; None: as in training."""
+    scheme: str = "full"
+    """How its vectors are stored."""
     sharding: str = ""
     fields: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
-        """Weights in the table."""
-        return self.rows * self.embedding_dim
+        """Weights in it, in float32."""
+        return self.size_bytes // 4
+
+    @property
+    def served_bytes(self) -> int:
+        """Bytes when served in float32."""
+        return self.size_bytes if self.serving_bytes is None else self.serving_bytes
 
 
 @dataclass(frozen=True)

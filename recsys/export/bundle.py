@@ -22,6 +22,7 @@ from pydantic import Field, JsonValue, PositiveFloat, PositiveInt, ValidationErr
 
 from feature_store.config import Config
 from feature_store.encoding import FittedFeatures
+from recsys.embeddings.quantized import Precision
 from recsys.export.signature import Signature
 
 FORMAT = 1
@@ -44,6 +45,9 @@ class ExportConfig(Config):
     compile: bool = True
     """Compile by AOTInductor (needs a C++ compiler here, none where it is served); without, the
     bundle holds the slower `torch.export` program."""
+    precision: Precision = "fp32"
+    """Of the embedding tables in the bundle: int8 and int4 keep a scale and a minimum for each row.
+    What a scheme stores itself (codes, codebooks, sparse rows) stays as it is."""
     golden_rows: PositiveInt = 64
     """Raw rows kept in the bundle and replayed before it is published."""
     tolerance: PositiveFloat = 1e-5

@@ -14,7 +14,6 @@ from recsys.embeddings.collection import AbstractEmbeddings, SequenceVectors, Ve
 from recsys.models.layers import MLP, MLPConfig
 from recsys.models.ranker import (
     AbstractRanker,
-    embedding_dims,
     flattened,
     pooled_vector,
     sequence_vectors,
@@ -74,7 +73,7 @@ class DIN(AbstractRanker):
 
     def __init__(self, layout: Layout, embeddings: AbstractEmbeddings, config: DINConfig) -> None:
         super().__init__(layout, embeddings)
-        dims = embedding_dims(embeddings)
+        dims = embeddings.embedding_dims
         self.names = [field.name for field in layout.ids if field.shape != "sequence"]
         self.candidates = {f.name: f.space for f in layout.ids if f.shape == "sequence"}
         if not self.candidates:

@@ -11,7 +11,7 @@ from feature_store.config import Config
 from feature_store.features import Layout
 from recsys.embeddings.collection import AbstractEmbeddings, Vectors
 from recsys.models.layers import MLP, MLPConfig
-from recsys.models.ranker import AbstractRanker, embedding_dims, flattened, pooled_vector
+from recsys.models.ranker import AbstractRanker, flattened, pooled_vector
 
 
 class DNNConfig(Config):
@@ -26,7 +26,7 @@ class DNN(AbstractRanker):
 
     def __init__(self, layout: Layout, embeddings: AbstractEmbeddings, config: DNNConfig) -> None:
         super().__init__(layout, embeddings)
-        dims = embedding_dims(embeddings)
+        dims = embeddings.embedding_dims
         self.names = [field.name for field in layout.ids if field.shape != "sequence"]
         width = sum(dims[name] for name in self.names) + len(layout.dense)
         self.mlp = MLP(width, config.mlp)

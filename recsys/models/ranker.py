@@ -40,15 +40,6 @@ class AbstractRanker(nn.Module, ABC):
         """(B, T) logits from vectors by field name and the dense numbers."""
 
 
-def embedding_dims(embeddings: AbstractEmbeddings) -> dict[str, int]:
-    """Width of every field's vectors."""
-    return {
-        field.name: table.settings.embedding_dim
-        for table in embeddings.tables
-        for field in table.fields
-    }
-
-
 def flattened(pooled: list[Tensor], dense_BN: Tensor) -> Tensor:
     """Vectors and numbers side by side: (B, W)."""
     return torch.cat([*pooled, dense_BN], dim=1)

@@ -6,7 +6,7 @@ the sparse optimizer, so that where a table lies never changes what is learned.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
@@ -18,6 +18,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from feature_store.config import Config
 from recsys.embeddings.collection import Embeddings, table_weight
+from recsys.embeddings.scheme import AbstractScheme
 from recsys.embeddings.tables import Table
 
 
@@ -49,6 +50,8 @@ _DENSE: dict[str, type[torch.optim.Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "sgd": torch.optim.SGD,
 }
+_PER_WEIGHT = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}
+"""Bytes of state by kind."""
 
 
 def _sparse_arguments(config: SparseOptimizerConfig) -> dict[str, Any]:
@@ -64,14 +67,18 @@ def fuse(embeddings: Embeddings, config: SparseOptimizerConfig) -> None:
             )
 
 
+def dense_state_bytes(num_parameters: int, dense: DenseOptimizerConfig) -> int:
+    """Bytes of state that the dense optimizer keeps for so many weights."""
+    return _PER_WEIGHT[dense.kind] * num_parameters
+
+
 def state_bytes(table: Table, sparse: SparseOptimizerConfig, dense: DenseOptimizerConfig) -> int:
     """Bytes of state that the optimizer of a table keeps, on all workers that hold it once."""
-    per_weight = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}
     if table.settings.optimizer == "dense":
-        return per_weight[dense.kind] * table.num_parameters
+        return dense_state_bytes(table.num_parameters, dense)
     if sparse.kind == "rowwise_adagrad":
         return 4 * table.num_embeddings
-    return per_weight[sparse.kind] * table.num_parameters
+    return _PER_WEIGHT[sparse.kind] * table.num_parameters
 
 
 class Optimizers:
@@ -80,6 +87,7 @@ class Optimizers:
     Attributes:
         combined: all of them; its state goes into checkpoints.
         unfused: what `step` must update after the backward pass.
+        architecture: of the parameters that a search stage trains on validation batches.
     """
 
     def __init__(
@@ -89,26 +97,25 @@ class Optimizers:
         sparse: SparseOptimizerConfig,
         dense: DenseOptimizerConfig,
     ) -> None:
-        settings = {table.parameter: table.settings for table in embeddings.tables}
-        rest: dict[str, nn.Parameter] = {}
-        unfused_sparse: dict[str, nn.Parameter] = {}
+        groups: dict[_Group, dict[str, nn.Parameter]] = {}
+        owners = _owners(embeddings)
         for name, parameter in model.named_parameters():
-            table = next((settings[part] for part in name.split(".") if part in settings), None)
-            if table is None or table.optimizer == "dense":
-                rest[name] = parameter
-            elif table.replicated:
-                unfused_sparse[name] = parameter
-        self.unfused = [
-            _keyed(rest, _DENSE[dense.kind], {"lr": dense.lr, "weight_decay": dense.weight_decay})
-        ]
-        if unfused_sparse:
-            arguments = _sparse_arguments(sparse)
-            self.unfused.append(_keyed(unfused_sparse, _SPARSE[sparse.kind], arguments))
-        self.combined = CombinedOptimizer([model.fused_optimizer, *self.unfused])
+            group = _group(name, owners)
+            if group is not None:
+                groups.setdefault(group, {})[name] = parameter
+        made = {
+            group: _keyed(parameters, *_unfused(group, sparse, dense))
+            for group, parameters in groups.items()
+        }
+        self.unfused = [made[group] for group in made if group.part != "architecture"]
+        self.architecture = [made[group] for group in made if group.part == "architecture"]
+        self.combined = CombinedOptimizer(
+            [model.fused_optimizer, *self.unfused, *self.architecture]
+        )
 
     def zero_grad(self) -> None:
         """Forget the gradients of everything that is not fused."""
-        for optimizer in self.unfused:
+        for optimizer in (*self.unfused, *self.architecture):
             optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> None:
@@ -116,14 +123,78 @@ class Optimizers:
         for optimizer in self.unfused:
             optimizer.step()
 
+    def step_architecture(self) -> None:
+        """Update what is trained on validation batches, and nothing else."""
+        for optimizer in self.architecture:
+            optimizer.step()
+
     def init_state(self) -> None:
         """Create the lazy state in place, so that a checkpoint can be loaded into it.
 
         This steps with zero gradients: load the parameters afterwards.
         """
-        for optimizer in self.unfused:
+        for optimizer in (*self.unfused, *self.architecture):
             optimizer.init_state()
         self.zero_grad()
+
+
+class _Group(NamedTuple):
+    """Parameters that are trained alike."""
+
+    part: Literal["dense", "sparse", "architecture"]
+    lr: float | None = None
+    """None: the optimizer's own."""
+    l2: float = 0.0
+
+
+_Owner = Table | AbstractScheme
+
+
+def _owners(embeddings: Embeddings) -> dict[str, _Owner]:
+    """By a part of a parameter's name, the table or the scheme whose parameter it is."""
+    tables: dict[str, _Owner] = {table.parameter: table for table in embeddings.tables}
+    return tables | {name: s for name, s in embeddings.schemes.items() if _is_scheme(s)}
+
+
+def _is_scheme(module: nn.Module) -> TypeGuard[AbstractScheme]:
+    return isinstance(module, AbstractScheme)
+
+
+def _group(name: str, owners: dict[str, _Owner]) -> _Group | None:
+    """How a parameter is trained; None: inside the backward pass."""
+    parts = name.split(".")
+    place = next((place for place, part in enumerate(parts) if part in owners), None)
+    if place is None:
+        return _Group("dense")
+    owner = owners[parts[place]]
+    if isinstance(owner, Table):
+        if not owner.settings.replicated:
+            return None
+        part: Literal["dense", "sparse"] = (
+            "dense" if owner.settings.optimizer == "dense" else "sparse"
+        )
+        return _Group(part, l2=owner.settings.l2)
+    own = ".".join(parts[place + 1 :])
+    lr = owner.learning_rates.get(own)
+    if own.startswith("architecture."):
+        return _Group("architecture", lr)
+    return _Group("dense", lr, owner.space.settings.l2 if lr is None else 0.0)
+
+
+def _unfused(
+    group: _Group, sparse: SparseOptimizerConfig, dense: DenseOptimizerConfig
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    if group.part == "sparse":
+        arguments = _sparse_arguments(sparse)
+        return _SPARSE[sparse.kind], arguments | ({"weight_decay": group.l2} if group.l2 else {})
+    arguments = {"lr": dense.lr if group.lr is None else group.lr}
+    if group.part == "architecture":
+        return torch.optim.Adam, arguments
+    if group.l2:
+        # Adam adds its decay to the gradient, which is the penalty's; AdamW's is another thing.
+        kind = "adam" if dense.kind == "adamw" else dense.kind
+        return _DENSE[kind], {**arguments, "weight_decay": group.l2}
+    return _DENSE[dense.kind], {**arguments, "weight_decay": dense.weight_decay}
 
 
 def _keyed(

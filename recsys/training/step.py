@@ -11,6 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from recsys.batch import Batch
+from recsys.embeddings.access import TableAccess
+from recsys.embeddings.collection import Embeddings
+from recsys.embeddings.scheme import StepInfo
 from recsys.models.ranker import AbstractRanker
 from recsys.objectives.click import log_loss
 from recsys.training.optimizers import Optimizers
@@ -41,30 +44,74 @@ class TrainModule(nn.Module):
             logits_BT = self.ranker(batch)
         logits_BT = logits_BT.float()
         loss = log_loss(logits_BT, batch.labels_BT, batch.weights_B, batch.weight_sum)
+        penalty = self.ranker.embeddings.penalty() if self.training else None
+        if penalty is not None:
+            loss = loss + penalty
         return loss, logits_BT
 
 
 class Step:
-    """Forward, backward, update."""
+    """Forward, backward, update.
+
+    Args:
+        model: sharded.
+        optimizers: of all its parameters.
+        device: where it is.
+        seed: of dropout and of all that schemes draw.
+        num_steps: of the whole training, if nothing stops it early.
+    """
 
     def __init__(
-        self, model: nn.Module, optimizers: Optimizers, device: torch.device, seed: int
+        self,
+        model: nn.Module,
+        optimizers: Optimizers,
+        device: torch.device,
+        seed: int,
+        num_steps: int,
     ) -> None:
         self.model = model
         self.optimizers = optimizers
         self.device = device
         self.seed = seed
+        self.num_steps = num_steps
         self.count = 0
         """Steps done since the beginning of training, over all runs."""
+        self.embeddings = next(m for m in model.modules() if isinstance(m, Embeddings))
+        self.tables = TableAccess(model, optimizers.combined, self.embeddings.tables)
+        self.searches = bool(optimizers.architecture)
 
-    def progress(self, batches: Iterator[Batch]) -> StepResult:
-        """Train on the next batch; the host does not wait for the device."""
-        batch = next(batches).to(self.device, non_blocking=True)
+    def progress(
+        self, batches: Iterator[Batch], validation: Iterator[Batch] | None = None
+    ) -> StepResult:
+        """Train on the next batch; the host does not wait for the device.
+
+        Args:
+            batches: of the training split.
+            validation: endless batches of the validation split, for schemes that search an
+                architecture; its parameters learn from them alone.
+        """
+        info = StepInfo(self.count, self.num_steps, self.seed)
         # A function of (seed, step, worker), so that a resumed run draws the same dropout.
         torch.manual_seed((self.seed * 1_000_003 + self.count) * 1_009 + dist.get_rank())
+        schemes = self.embeddings.own_schemes()
+        for scheme in schemes:
+            scheme.before_step(info)
+        if validation is not None:
+            self._search(next(validation))
+        batch = next(batches).to(self.device, non_blocking=True)
         self.optimizers.zero_grad()
         loss, logits_BT = self.model(batch)
         loss.backward()  # sharded tables are updated inside
         self.optimizers.step()  # everything else
+        for scheme in schemes:
+            scheme.after_step(info, self.tables)
         self.count += 1
         return StepResult(loss.detach(), logits_BT.detach(), batch)
+
+    def _search(self, batch: Batch) -> None:
+        """Move the architecture against the validation loss; every weight stays as it is."""
+        self.optimizers.zero_grad()
+        with self.embeddings.frozen_tables():
+            loss, _ = self.model(batch.to(self.device, non_blocking=True))
+            loss.backward()
+        self.optimizers.step_architecture()

@@ -1,7 +1,9 @@
 """The loop: epochs of steps, with validation, early stop, logging and checkpoints in between."""
 
+import itertools
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,12 +15,13 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from feature_store.config import Config
 from recsys import checkpoint
+from recsys.batch import Batch
 from recsys.checkpoint import Checkpoint, Checkpoints
 from recsys.dataset import BatchReader
 from recsys.embeddings.sharding import TopologyConfig
 from recsys.evaluation.evaluate import gathered
 from recsys.evaluation.metrics import MetricState
-from recsys.models.layers import MovingStatistics
+from recsys.normalization import MovingStatistics
 from recsys.training.log import RunLog
 from recsys.training.optimizers import DenseOptimizerConfig, Optimizers, SparseOptimizerConfig
 from recsys.training.scaling import ScalingConfig
@@ -103,12 +106,16 @@ class Trainer:
         self.config = config
         self.checkpoints = checkpoints
         self.progress = Progress()
-        self.step = Step(model, optimizers, device, config.seed)
+        self.step = Step(model, optimizers, device, config.seed, self._num_steps())
         self.log: RunLog | None = None
         self.saved_state: dict[str, Any] = {}
         """Goes into every checkpoint beside the progress: what it belongs to."""
         self._loss_sum: Tensor = torch.zeros((), device=device)
         self._logged = (0, time.perf_counter())
+
+    def _num_steps(self) -> int:
+        steps = self.config.epochs * self.readers["train"].num_batches(0)
+        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
 
     def fit(self) -> Progress:
         """Train until the epochs are over, the step limit is reached or early stopping says so.
@@ -121,15 +128,26 @@ class Trainer:
         if not reader.num_rows:
             raise ValueError("the training split has no rows; look at data.split and the source")
         self._logged = (self.progress.step, time.perf_counter())
+        validation = self._validation_batches() if self.step.searches else None
         while self.progress.finished is None:
             batches = reader.epoch(self.progress.epoch, self.progress.position)
             for _ in range(reader.num_batches(self.progress.position)):
-                result = self.step.progress(batches)
+                result = self.step.progress(batches, validation)
                 self._advance(result)
                 if self.progress.finished is not None:
                     break
             batches.close()
         return self.progress
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        """Endless, shuffled anew in every pass; a resumed run begins with a pass of its own."""
+        reader = self.readers["search"]
+        if not reader.num_rows:
+            raise ValueError(
+                "a scheme that searches needs validation rows; give data.split a share of them"
+            )
+        for epoch in itertools.count(self.progress.step):
+            yield from reader.epoch(epoch)
 
     def _advance(self, result: StepResult) -> None:
         config, progress = self.config, self.progress
@@ -249,6 +267,19 @@ class Trainer:
         self.step.count = self.progress.step
         if dist.get_rank() == 0:
             self._mark_best()  # a run killed right after saving its best one had not come to this
+
+    def start_from(self, saved: Checkpoint) -> None:
+        """Take over the weights that another stage's model has in common with this one."""
+        mine = self.model.state_dict()
+        theirs = checkpoint.shapes(saved)
+        common = {
+            name: tensor
+            for name, tensor in mine.items()
+            if theirs.get(f"model.{name}") == tuple(tensor.size())
+        }
+        tensors = {"model": common}
+        checkpoint.load(saved, tensors)
+        self.model.load_state_dict({**mine, **tensors["model"]})
 
     def _tensors(self) -> dict[str, Any]:
         return {

@@ -9,9 +9,11 @@ from support.training import CPU, embeddings_of
 from feature_store.features import Layout
 from recsys.batch import Batch
 from recsys.embeddings.collection import Embeddings, SequenceVectors, table_weight
+from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
 from recsys.embeddings.hashing import hashed_rows
 from recsys.embeddings.initial import initialize
-from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, Table, tables_of
+from recsys.embeddings.scheme import Space
+from recsys.embeddings.tables import Table
 
 CONFIGS = {
     "plain": embeddings_of(),
@@ -29,16 +31,20 @@ CONFIGS = {
 
 
 def made(config: EmbeddingsConfig, layout: Layout = LAYOUT) -> Embeddings:
-    tables = tables_of(layout, config)
-    embeddings = Embeddings(layout, tables, CPU)
+    embeddings = Embeddings(layout, config, CPU)
+    tables = embeddings.tables
     initialize(embeddings, tables, seed=1)
     return embeddings
 
 
-def row_of(encoded: int, table: Table) -> int:
-    if not table.hashed:
+def table_of(embeddings: Embeddings, field: str) -> Table:
+    return next(t for t in embeddings.tables if field in [f.name for f in t.fields])
+
+
+def row_of(encoded: int, space: Space) -> int:
+    if not space.hashed:
         return encoded
-    return hashed_rows(torch.tensor(encoded), table.num_embeddings).item()
+    return hashed_rows(torch.tensor(encoded), space.num_ids).item()
 
 
 @pytest.mark.parametrize("name", list(CONFIGS))
@@ -47,22 +53,23 @@ def test_vectors_equal_a_loop_over_rows(name: str, batch: Batch) -> None:
     vectors = embeddings(batch.ids)
     assert set(vectors) == {field.name for field in LAYOUT.ids}
     for field in LAYOUT.ids:
-        table = embeddings.table_of[field.name]
+        table = table_of(embeddings, field.name)
+        sized = next(s for s in embeddings.spaces if s.space.name == field.space)
         weight = table_weight(embeddings, table).detach().numpy()
         for place, ids in enumerate(batch.ids[field.name].to_dense()):
-            rows = weight[[row_of(i, table) for i in ids.tolist()]]
+            rows = weight[[row_of(i, sized.space) for i in ids.tolist()]]
             found = vectors[field.name]
             if field.shape == "sequence":
                 assert isinstance(found, SequenceVectors)
                 values_LD = found.values_BLD[place].detach().numpy()
-                assert values_LD.shape == (MAX_LENGTH, table.settings.embedding_dim)
+                assert values_LD.shape == (MAX_LENGTH, table.embedding_dim)
                 np.testing.assert_array_equal(values_LD[: len(ids)], rows)
                 np.testing.assert_array_equal(values_LD[len(ids) :], 0)
                 assert found.mask_BL[place].tolist() == [j < len(ids) for j in range(MAX_LENGTH)]
                 continue
             assert isinstance(found, torch.Tensor)
             expected = rows.sum(axis=0)
-            if field.shape == "bag" and table.settings.pooling == "mean":
+            if field.shape == "bag" and sized.pooling == "mean":
                 expected = expected / max(1, len(ids))
             np.testing.assert_allclose(found[place].detach().numpy(), expected, atol=1e-7)
 
@@ -75,23 +82,11 @@ def test_an_empty_bag_is_the_zero_vector(batch: Batch) -> None:
     assert vectors["tags"][empty_B].abs().sum() == 0
 
 
-def test_hashing_changes_only_the_ids_of_hashed_tables(batch: Batch) -> None:
-    """city (hashed) mixes; the vocabularies with a row for every id stay as they are."""
-    embeddings = made(CONFIGS["plain"])
-    rows = embeddings.rows(batch.ids)
-    for name in ("user", "history", "item", "tags"):
-        assert torch.equal(rows[name].values(), batch.ids[name].values())
-    city = embeddings.table_of["city"]
-    expected = hashed_rows(batch.ids["city"].values(), city.num_embeddings)
-    assert torch.equal(rows["city"].values(), expected)
-    assert rows.length_per_key() == batch.ids.length_per_key()
-
-
 def test_a_history_and_its_feature_read_one_table(batch: Batch) -> None:
     embeddings = made(CONFIGS["plain"])
     before = embeddings(batch.ids)
     with torch.no_grad():
-        table_weight(embeddings, embeddings.table_of["item"]).add_(1.0)
+        table_weight(embeddings, table_of(embeddings, "item")).add_(1.0)
     after = embeddings(batch.ids)
     torch.testing.assert_close(after["item"], before["item"] + 1.0)
     mask_BL1 = before["history"].mask_BL[:, :, None]
@@ -104,7 +99,7 @@ def test_a_history_and_its_feature_read_one_table(batch: Batch) -> None:
 def test_gradients_of_a_mean_are_shared_by_the_bag(batch: Batch) -> None:
     embeddings = made(CONFIGS["plain"])
     embeddings(batch.ids)["tags"].sum().backward()
-    weight = table_weight(embeddings, embeddings.table_of["tags"])
+    weight = table_weight(embeddings, table_of(embeddings, "tags"))
     expected = np.zeros(weight.shape[0])
     for ids in batch.ids["tags"].to_dense():
         for tag in ids.tolist():

@@ -10,7 +10,6 @@ from feature_store.features import Layout
 from recsys.batch import Batch
 from recsys.embeddings.collection import Embeddings, SequenceVectors
 from recsys.embeddings.initial import initialize
-from recsys.embeddings.tables import tables_of
 from recsys.models.din import DIN, AttentionConfig, DINConfig, LocalActivationUnit
 from recsys.models.layers import MLPConfig
 
@@ -110,8 +109,8 @@ def test_without_softmax_the_strength_of_interest_is_kept() -> None:
 
 
 def made(layout: Layout = LAYOUT) -> DIN:
-    tables = tables_of(layout, embeddings_of())
-    embeddings = Embeddings(layout, tables, CPU)
+    embeddings = Embeddings(layout, embeddings_of(), CPU)
+    tables = embeddings.tables
     initialize(embeddings, tables, seed=0)
     return DIN(layout, embeddings, DINConfig())
 

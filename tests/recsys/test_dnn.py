@@ -8,15 +8,14 @@ from support.training import CPU, embeddings_of
 from recsys.batch import Batch
 from recsys.embeddings.collection import Embeddings, SequenceVectors
 from recsys.embeddings.initial import initialize
-from recsys.embeddings.tables import tables_of
 from recsys.models.dnn import DNN, DNNConfig
 from recsys.models.layers import MLPConfig
 
 
 def made() -> DNN:
     torch.manual_seed(0)
-    tables = tables_of(LAYOUT, embeddings_of())
-    embeddings = Embeddings(LAYOUT, tables, CPU)
+    embeddings = Embeddings(LAYOUT, embeddings_of(), CPU)
+    tables = embeddings.tables
     initialize(embeddings, tables, seed=0)
     return DNN(LAYOUT, embeddings, DNNConfig(mlp=MLPConfig(hidden=(6,))))
 

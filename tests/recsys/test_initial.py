@@ -8,11 +8,11 @@ from support.training import CPU, embeddings_of
 from recsys.embeddings import initial
 from recsys.embeddings.collection import Embeddings, table_weight
 from recsys.embeddings.initial import initial_rows, initialize
-from recsys.embeddings.tables import FeatureEmbedding, Table, tables_of
+from recsys.embeddings.tables import Table, TableSettings
 
 
 def table(num_embeddings: int = 1000, name: str = "item") -> Table:
-    return Table(name, num_embeddings, False, (), FeatureEmbedding(embedding_dim=4, init_range=0.2))
+    return Table(name, num_embeddings, 4, TableSettings(init_range=0.2), (), False)
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (0, 64), (63, 65), (100, 900), (999, 1000)])
@@ -44,8 +44,8 @@ def test_rows_are_uniform_in_the_range_and_differ_by_seed_table_and_chunk(
 
 def test_every_table_of_a_model_is_filled() -> None:
     for sharding in (None, "data_parallel"):
-        tables = tables_of(LAYOUT, embeddings_of(sharding))
-        embeddings = Embeddings(LAYOUT, tables, CPU)
+        embeddings = Embeddings(LAYOUT, embeddings_of(sharding), CPU)
+        tables = embeddings.tables
         initialize(embeddings, tables, seed=9)
         for each in tables:
             weight = table_weight(embeddings, each)

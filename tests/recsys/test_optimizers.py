@@ -15,14 +15,15 @@ from support.training import (
     embeddings_of,
     global_losses,
     optimizer_state,
+    tables_of,
     trainer_of,
     weights,
 )
 
 from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings, table_weight
+from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
 from recsys.embeddings.initial import initialize
-from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
 from recsys.models import ranker
 from recsys.training.optimizers import (
     DenseOptimizerConfig,
@@ -39,8 +40,8 @@ TABLES = ("user", "item", "tags", "city")
 
 def gradients(files: Sequence[Path], config: EmbeddingsConfig, after: dict) -> list[np.ndarray]:
     """Gradients of all tables on one global batch, of an unsharded model with given weights."""
-    tables = tables_of(LAYOUT, config)
-    embeddings = Embeddings(LAYOUT, tables, CPU)
+    embeddings = Embeddings(LAYOUT, config, CPU)
+    tables = embeddings.tables
     model = TrainModule(ranker(PLAIN_DNN, LAYOUT, embeddings))
     model.load_state_dict({name: torch.tensor(value) for name, value in after.items()})
     model(next(BatchReader(files, LAYOUT, batch_size=60, shuffle=True, window_rows=150).epoch(0)))[
@@ -88,9 +89,9 @@ def test_layers_and_dense_tables_follow_the_stock_optimizer(files: tuple, kind: 
     dense = DenseOptimizerConfig(kind=kind, lr=0.01, weight_decay=0.1)
     training = TrainingConfig(batch_size=60, dense_optimizer=dense)
     trainer = trainer_of(Recipe(files, Path("unused"), embeddings=config, training=training))
-    tables = tables_of(LAYOUT, config)
     torch.manual_seed(0)
-    embeddings = Embeddings(LAYOUT, tables, CPU)
+    embeddings = Embeddings(LAYOUT, config, CPU)
+    tables = embeddings.tables
     plain = TrainModule(ranker(PLAIN_DNN, LAYOUT, embeddings))
     initialize(plain, tables, seed=0)
     stock = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW,

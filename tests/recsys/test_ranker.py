@@ -17,7 +17,6 @@ from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.initial import initialize
 from recsys.embeddings.serving import ServedBatch, serving_form
-from recsys.embeddings.tables import tables_of
 from recsys.export.program import ServedProgram, export
 from recsys.models import MODELS, DINConfig, DNNConfig, ModelConfig, ranker
 from recsys.models.din import AttentionConfig
@@ -42,8 +41,8 @@ every = pytest.mark.parametrize("name", list(CONFIGS))
 
 def made(name: str, layout: Layout = LAYOUT, seed: int = 0) -> AbstractRanker:
     torch.manual_seed(seed)
-    tables = tables_of(layout, embeddings_of())
-    embeddings = Embeddings(layout, tables, CPU)
+    embeddings = Embeddings(layout, embeddings_of(), CPU)
+    tables = embeddings.tables
     initialize(embeddings, tables, seed)
     return ranker(CONFIGS[name], layout, embeddings)
 

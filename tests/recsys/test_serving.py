@@ -8,9 +8,9 @@ from support.training import CPU, embeddings_of
 
 from recsys.batch import Batch
 from recsys.embeddings.collection import Embeddings, SequenceVectors
+from recsys.embeddings.config import EmbeddingsConfig
 from recsys.embeddings.initial import initialize
 from recsys.embeddings.serving import PaddedIds, ServingEmbeddings, serving_form
-from recsys.embeddings.tables import EmbeddingsConfig, tables_of
 
 CONFIGS = {
     "mean": embeddings_of(),
@@ -21,8 +21,8 @@ CONFIGS = {
 
 
 def both(config: EmbeddingsConfig) -> tuple[Embeddings, ServingEmbeddings]:
-    tables = tables_of(LAYOUT, config)
-    embeddings = Embeddings(LAYOUT, tables, CPU)
+    embeddings = Embeddings(LAYOUT, config, CPU)
+    tables = embeddings.tables
     initialize(embeddings, tables, seed=2)
     return embeddings, serving_form(embeddings)
 

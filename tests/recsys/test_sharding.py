@@ -23,9 +23,9 @@ from torch import nn
 
 from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings, SequenceVectors
+from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
 from recsys.embeddings.initial import initialize
 from recsys.embeddings.sharding import TopologyConfig, explain, plan, shard
-from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
 from recsys.training.optimizers import SparseOptimizerConfig
 from recsys.training.trainer import TrainingConfig
 
@@ -128,15 +128,16 @@ def by_table(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def looked_up(files: tuple[Path, ...], sharding: str) -> dict[str, np.ndarray]:
     """Largest difference between sharded and unsharded vectors by field, on this rank's rows."""
-    tables = tables_of(LAYOUT, embeddings_of(sharding))
+    config = embeddings_of(sharding)
     batch = next(
         BatchReader(
             files, LAYOUT, batch_size=80, rank=dist.get_rank(), world_size=dist.get_world_size()
         ).epoch(0)
     )
-    plain = Embeddings(LAYOUT, tables, CPU)
+    plain = Embeddings(LAYOUT, config, CPU)
+    tables = plain.tables
     initialize(plain, tables, seed=3)
-    meta = nn.ModuleList([Embeddings(LAYOUT, tables, torch.device("meta"))])
+    meta = nn.ModuleList([Embeddings(LAYOUT, config, torch.device("meta"))])
     chosen = plan(meta, tables, device=CPU, world_size=dist.get_world_size(), batch_size=40)
     sharded = shard(meta, chosen, tables, device=CPU, seed=3)
     expected, found = plain(batch.ids), sharded.module[0](batch.ids)
@@ -165,8 +166,8 @@ def test_sharded_vectors_equal_unsharded_ones(files: tuple[Path, ...], sharding:
 
 
 def planned(sharding: str | None, world_size: int, memory_gib: float | None = None) -> list:
-    tables = tables_of(LAYOUT, embeddings_of(sharding))
-    meta = Embeddings(LAYOUT, tables, torch.device("meta"))
+    meta = Embeddings(LAYOUT, embeddings_of(sharding), torch.device("meta"))
+    tables = meta.tables
     topology = TopologyConfig(memory_gib=memory_gib)
     chosen = plan(meta, tables, device=CPU, world_size=world_size, batch_size=32, topology=topology)
     return explain(chosen, tables)
@@ -189,8 +190,8 @@ def test_replicated_tables_are_explained_as_such() -> None:
 
 def test_tables_that_fit_nowhere_are_an_error_that_says_what_to_do() -> None:
     huge = EmbeddingsConfig(default=FeatureEmbedding(embedding_dim=64, num_embeddings=10**8))
-    tables = tables_of(LAYOUT, huge)
-    meta = Embeddings(LAYOUT, tables, torch.device("meta"))
+    meta = Embeddings(LAYOUT, huge, torch.device("meta"))
+    tables = meta.tables
     with pytest.raises(ValueError, match=r"no sharding plan fits 2 worker.*memory_gib"):
         plan(
             meta,

@@ -17,8 +17,9 @@ from feature_store.features import (
     Sequence,
 )
 from pipelines.fit import fit
-from recsys.embeddings.serving import PaddedIds, ServedBatch, ServingEmbeddings
-from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
+from recsys.embeddings.collection import Embeddings, table_weight
+from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
+from recsys.embeddings.serving import PaddedIds, ServedBatch, serving_form
 from recsys.models import DINConfig, DNNConfig, ranker
 from recsys.models.ranker import AbstractRanker
 
@@ -80,10 +81,11 @@ def served_ranker(features: FittedFeatures, kind: str = "din") -> AbstractRanker
     """A ranker with random weights, large enough that every input shows in its scores."""
     torch.manual_seed(0)
     config = EmbeddingsConfig(default=FeatureEmbedding(embedding_dim=8, num_embeddings=50))
-    tables = tables_of(features.layout, config)
-    weights = {t.name: torch.randn(t.num_embeddings, t.settings.embedding_dim) for t in tables}
+    embeddings = Embeddings(features.layout, config, torch.device("cpu"))
+    for table in embeddings.tables:
+        torch.nn.init.normal_(table_weight(embeddings, table))
     model_config = {"din": DINConfig(), "dnn": DNNConfig()}[kind]
-    made = ranker(model_config, features.layout, ServingEmbeddings(tables, weights)).eval()
+    made = ranker(model_config, features.layout, serving_form(embeddings)).eval()
     with torch.no_grad():
         made.output.weight.mul_(20.0)
     return made

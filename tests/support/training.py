@@ -13,8 +13,9 @@ from feature_store.features import Layout
 from recsys.checkpoint import Checkpoints
 from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings
+from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
 from recsys.embeddings.sharding import plan, shard
-from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, tables_of
+from recsys.embeddings.tables import Table
 from recsys.models import DINConfig, DNNConfig, ModelConfig, ranker
 from recsys.models.din import AttentionConfig
 from recsys.models.layers import MLPConfig
@@ -56,12 +57,17 @@ def embeddings_of(sharding: str | None = None, **settings: Any) -> EmbeddingsCon
     return EmbeddingsConfig(default=FeatureEmbedding.model_validate(changed))
 
 
+def tables_of(layout: Layout, config: EmbeddingsConfig) -> tuple[Table, ...]:
+    """The tables that a configuration needs."""
+    return Embeddings(layout, config, torch.device("meta")).tables
+
+
 def trainer_of(recipe: Recipe) -> Trainer:
     """This rank's trainer; the first rank writes metrics.jsonl."""
     config, world_size = recipe.training, dist.get_world_size()
-    tables = tables_of(recipe.layout, recipe.embeddings)
     torch.manual_seed(config.seed)
-    embeddings = Embeddings(recipe.layout, tables, torch.device("meta"))
+    embeddings = Embeddings(recipe.layout, recipe.embeddings, torch.device("meta"))
+    tables = embeddings.tables
     model = TrainModule(ranker(recipe.model, recipe.layout, embeddings), config.precision)
     fuse(embeddings, config.sparse_optimizer)
     chosen = plan(
@@ -75,11 +81,15 @@ def trainer_of(recipe: Recipe) -> Trainer:
             batch_size=config.batch_size,
             rank=dist.get_rank(),
             world_size=world_size,
-            shuffle=split == "train",
+            shuffle=split != "valid",
             seed=config.seed,
             window_rows=150,
         )
-        for split, files in (("train", recipe.files), ("valid", recipe.valid))
+        for split, files in (
+            ("train", recipe.files),
+            ("valid", recipe.valid),
+            ("search", recipe.valid),
+        )
     }
     optimizers = Optimizers(sharded, embeddings, config.sparse_optimizer, config.dense_optimizer)
     checkpoints = Checkpoints(recipe.folder / "checkpoints")

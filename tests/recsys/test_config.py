@@ -3,9 +3,11 @@
 import pytest
 from pydantic import ValidationError
 from support.encoded import LAYOUT, NUM_ITEMS, NUM_USERS
+from support.training import tables_of
 
 from feature_store.features import IdField, Layout
-from recsys.embeddings.tables import EmbeddingsConfig, FeatureEmbedding, Table, tables_of
+from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding, sized_spaces
+from recsys.embeddings.tables import Table
 
 
 def by_name(config: EmbeddingsConfig) -> dict[str, Table]:
@@ -16,8 +18,8 @@ def test_fields_of_one_space_share_a_table() -> None:
     tables = by_name(EmbeddingsConfig(default=FeatureEmbedding(num_embeddings=100)))
     assert list(tables) == ["user", "item", "tags", "city"]
     assert [field.name for field in tables["item"].fields] == ["history", "item"]
-    assert tables["item"].has_sequence
-    assert not tables["user"].has_sequence
+    assert tables["item"].per_id
+    assert not tables["user"].per_id
 
 
 @pytest.mark.parametrize(
@@ -33,8 +35,11 @@ def test_a_vocabulary_is_hashed_only_into_fewer_rows(
     if asked is None:
         features, default = {}, FeatureEmbedding()
         features["city"] = FeatureEmbedding(num_embeddings=10)
-    user = by_name(EmbeddingsConfig(default=default, features=features))["user"]
-    assert (user.num_embeddings, user.hashed) == (rows, hashed)
+    config = EmbeddingsConfig(default=default, features=features)
+    user = by_name(config)["user"]
+    assert user.num_embeddings == rows
+    space = next(s.space for s in sized_spaces(LAYOUT, config) if s.space.name == "user")
+    assert (space.num_ids, space.hashed) == (rows, hashed)
 
 
 def test_a_hashed_feature_needs_a_size() -> None:
@@ -60,10 +65,11 @@ def test_a_feature_says_only_what_differs_from_the_default() -> None:
         features={"item": FeatureEmbedding(embedding_dim=8)},
     )
     tables = by_name(config)
-    assert tables["item"].settings.embedding_dim == 8
-    assert tables["item"].settings.pooling == "sum"
+    assert tables["item"].embedding_dim == 8
+    poolings = {s.space.name: s.pooling for s in sized_spaces(LAYOUT, config)}
+    assert poolings["item"] == "sum"
     assert tables["item"].num_embeddings == 50 < NUM_ITEMS
-    assert tables["tags"].settings.embedding_dim == 32
+    assert tables["tags"].embedding_dim == 32
     assert tables["item"].num_parameters == 400
 
 

@@ -1,0 +1,119 @@
+"""The trainings of one experiment: most schemes have one, some search or prune before they retrain.
+
+Each stage but the last ends with a decision, written down in the run's folder; a run that was cut
+off goes on at the stage, and within it at the step, where it stopped.
+"""
+
+import shutil
+import uuid
+from pathlib import Path
+
+import torch
+
+from feature_store.store import Version
+from recsys.checkpoint import Checkpoints
+from recsys.embeddings.config import kind_of
+from recsys.embeddings.serving import whole_tables
+from recsys.evaluation.metrics import MetricState
+from recsys.experiment import Experiment
+from recsys.rundir import (
+    CHECKPOINTS_FOLDER,
+    STAGES_FOLDER,
+    is_decided,
+    save_decision,
+    stage_folder,
+)
+from recsys.trained import Trained, batches, load_trained
+from recsys.training.launch import launch
+from recsys.worker import OnProgress, TrainingJob, followed, train_on_worker
+
+
+def train_stages(
+    experiment: Experiment, version: Version, run_dir: Path, *, resume: bool, progress: OnProgress
+) -> None:
+    """Train every stage that has not finished, in order.
+
+    Args:
+        experiment: what to train.
+        version: of its data.
+        run_dir: of the run, prepared.
+        resume: keep what is there; else begin anew.
+        progress: told of every logged step.
+
+    Raises:
+        CheckpointNotFound: `resume` without a checkpoint.
+    """
+    stages = experiment.embeddings.stages
+    if not resume:
+        shutil.rmtree(run_dir / STAGES_FOLDER, ignore_errors=True)
+        Checkpoints(run_dir / CHECKPOINTS_FOLDER).clear()
+    elif not is_begun(experiment, run_dir):
+        Checkpoints(run_dir / CHECKPOINTS_FOLDER).last()
+    for stage in stages:
+        if stage != stages[-1] and is_decided(run_dir, stage):
+            continue
+        _train_stage(experiment, version, run_dir, stage, progress)
+        if stage != stages[-1]:
+            progress("train", f"deciding after stage {stage}", None, None)
+            save_decision(run_dir, stage, _decided(load_trained(run_dir, stage=stage), stage))
+
+
+def is_begun(experiment: Experiment, run_dir: Path) -> bool:
+    """Whether some stage has a checkpoint to go on from."""
+    stages = experiment.embeddings.stages
+    folders = [stage_folder(run_dir, stages, stage) for stage in stages]
+    return any(Checkpoints(folder / CHECKPOINTS_FOLDER).all() for folder in folders)
+
+
+def _train_stage(
+    experiment: Experiment, version: Version, run_dir: Path, stage: str, progress: OnProgress
+) -> None:
+    store = experiment.data.store.resolve()
+    folder = stage_folder(run_dir.resolve(), experiment.embeddings.stages, stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    job = TrainingJob(
+        experiment,
+        store,
+        version.number,
+        run_dir.resolve(),
+        resume=bool(Checkpoints(folder / CHECKPOINTS_FOLDER).all()),
+        training=uuid.uuid4().hex,
+        stage=stage,
+    )
+    with followed(folder, _num_steps(job, version), progress):
+        launch(train_on_worker, job, experiment.training.scaling, folder)
+
+
+def _num_steps(job: TrainingJob, version: Version) -> int:
+    config = job.config
+    steps = config.epochs * -(-version.rows["train"] // config.batch_size)
+    return steps if config.max_steps is None else min(steps, config.max_steps)
+
+
+def _decided(trained: Trained, stage: str) -> dict[str, dict[str, torch.Tensor]]:
+    embeddings = trained.embeddings
+    weights = whole_tables(embeddings)
+    schemes = embeddings.schemes_by_space()
+    configs = {sized.space.name: sized.config for sized in embeddings.spaces}
+    several = {name: config for name, config in configs.items() if stage in config.stages}
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for kind in sorted({kind_of(config) for config in several.values()}):
+        mine = {name: schemes[name] for name, c in several.items() if kind_of(c) == kind}
+        config = configs[next(iter(mine))]
+        found |= config.decide(stage, mine, weights, lambda: validation_auc(trained))
+    return found
+
+
+@torch.no_grad()
+def validation_auc(trained: Trained) -> float:
+    """AUC of the first task on the validation split, on CPU, with the model as it is now."""
+    state = MetricState()
+    for batch in batches(trained, "valid"):
+        logits_BT = trained.model.ranker(batch)
+        state.update(
+            logits_BT[:, 0].numpy(),
+            batch.labels_BT[:, 0].numpy(),
+            batch.weights_B.numpy(),
+            batch.groups_B.numpy(),
+        )
+    return state.compute()["auc"]
