@@ -1,12 +1,15 @@
 """A synthetic click log with planted truth, at any size, equal for equal (seed, part).
 
-Two layouts share what is planted: Zipf ids whose popularity drifts, known weights, known useless
+Three layouts share what is planted: Zipf ids whose popularity drifts, known weights, known useless
 fields, and the true probability of every click, hence the best AUC that any model can reach.
 
 - `sequence`: users with a changing taste for a few categories, items with a category. The taste is
   in no column, it shows only in what the user clicked before, so a model that reads the history of
   categories beats one that does not.
 - `criteo`: 13 counts and 26 categories, with missing values, as in the display-advertising log.
+- `zipf`: one field of very many ids, a smaller one of users and a few small ones. Much of what can
+  be known of a click is a weight of the item's id alone, so that a table with fewer rows than ids
+  has something to lose.
 """
 
 import json
@@ -15,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -46,7 +49,7 @@ _SCALE = math.sqrt(12.0)
 class SyntheticConfig(Config):
     """Size, shape and difficulty of the log."""
 
-    layout: Literal["sequence", "criteo"] = "sequence"
+    layout: Literal["sequence", "criteo", "zipf"] = "sequence"
     rows: PositiveInt = 200_000
     seed: NonNegativeInt = 0
     click_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.2
@@ -54,7 +57,8 @@ class SyntheticConfig(Config):
     zipf: Annotated[float, Field(ge=0.0, le=3.0)] = 1.1
     """Exponent of the popularity of ids: 0 is uniform."""
     drift: Annotated[float, Field(ge=0.0, le=1.0)] = 0.3
-    """Share of the ids by which the ranking of popularity has moved on when the log ends."""
+    """Share of the ids by which the ranking of popularity has moved on when the log ends. In the
+    zipf layout: share of the ids that have then changed places with another in that ranking."""
     useless: PositiveInt = 2
     """Numeric and categorical fields, of each so many, that say nothing of the click."""
     users: PositiveInt = 4_000
@@ -65,7 +69,7 @@ class SyntheticConfig(Config):
     changes: PositiveInt = 4
     """How often a user's taste changes in the time of the log."""
     values: PositiveInt = 100_000
-    """Distinct values of each categorical field of the criteo layout."""
+    """Distinct values of each categorical field of the criteo layout; items of the zipf layout."""
 
 
 def generate(
@@ -140,7 +144,7 @@ def _write(
 
 
 def _chunks(
-    log: "_SequenceLog | _CriteoLog",
+    log: "_Log",
     config: SyntheticConfig,
     bias: float,
     part: int,
@@ -163,7 +167,7 @@ def _chunks(
         )
 
 
-def _bias(log: "_SequenceLog | _CriteoLog", config: SyntheticConfig) -> float:
+def _bias(log: "_Log", config: SyntheticConfig) -> float:
     """The constant of the log-odds that gives the click rate, by bisection on a pilot sample."""
     random = np.random.default_rng((config.seed, 2))
     _, logit = log.rows(np.sort(random.random(_PILOT_ROWS)), random)
@@ -266,10 +270,55 @@ class _CriteoLog:
         return columns, logit
 
 
-_LOGS: dict[str, type[_SequenceLog] | type[_CriteoLog]] = {
-    "sequence": _SequenceLog,
-    "criteo": _CriteoLog,
-}
+class _ZipfLog:
+    """Items by number, users and small fields; weights of ids and a product of two tastes.
+
+    log-odds = sum of a weight of each field's id + w sum_k a_k(item) b_k(segment of the user)
+    with k over `num_tastes`; weights and tastes are functions of the id, so nothing is stored.
+    """
+
+    label = "clicked"
+    small: ClassVar = {"device": 4, "position": 10, "hour": 24, "region": 50}
+    num_segments, num_tastes = 16, 2
+
+    def __init__(self, config: SyntheticConfig) -> None:
+        self.config = config
+        self.useless = [
+            *(f"noise_{i}" for i in range(config.useless)),
+            *(f"noise_id_{i}" for i in range(config.useless)),
+        ]
+        self.weights = {"item": 1.2, "user": 0.4, **dict.fromkeys(self.small, 0.3)}
+        self.weights["item x segment"] = 0.5
+
+    def rows(
+        self, when: np.ndarray, random: np.random.Generator
+    ) -> tuple[dict[str, Any], np.ndarray]:
+        """Columns and log-odds without the constant, at moments 0 .. 1 of the log."""
+        config, num_rows = self.config, len(when)
+        columns: dict[str, Any] = {
+            "item": _churning(random, when, config.values, config),
+            "user": _zipf(random, num_rows, config.users, 0.5),
+        }
+        for name, num_values in self.small.items():
+            columns[name] = random.integers(0, num_values, num_rows)
+        logit = np.zeros(num_rows)
+        for place, (name, ids) in enumerate(columns.items()):
+            logit += _planted(place, ids, self.weights[name])
+        segment = columns["user"] % self.num_segments
+        for taste in range(self.num_tastes):
+            theirs = _planted(200 + taste, segment, 1.0)
+            weight = self.weights["item x segment"] / math.sqrt(self.num_tastes)
+            logit += _planted(100 + taste, columns["item"], weight) * theirs
+        columns["segment"] = segment
+        for i in range(config.useless):
+            columns[f"noise_{i}"] = random.normal(size=num_rows)
+        for i in range(config.useless):
+            columns[f"noise_id_{i}"] = _zipf(random, num_rows, 1000, config.zipf)
+        return columns, logit
+
+
+_Log = _SequenceLog | _CriteoLog | _ZipfLog
+_LOGS: dict[str, type[_Log]] = {"sequence": _SequenceLog, "criteo": _CriteoLog, "zipf": _ZipfLog}
 
 
 def exact_auc(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -302,6 +351,21 @@ def _drifting(
     """Zipf ids whose ranking moves on with time."""
     rank = _zipf(random, len(when), num_values, config.zipf)
     return (rank + (when * config.drift * num_values).astype(np.int64)) % num_values
+
+
+def _churning(
+    random: np.random.Generator, when: np.ndarray, num_values: int, config: SyntheticConfig
+) -> np.ndarray:
+    """Zipf ids of which a share trades places with an id half the ranking away.
+
+    Unlike a ranking that moves on as a whole, this keeps the frequency of the others, however many
+    ids there are.
+    """
+    rank = _zipf(random, len(when), num_values, config.zipf)
+    half = num_values // 2
+    pair = rank % max(half, 1)
+    traded = (_mixed(300, pair) / 2.0**64 < when * config.drift) & (rank < 2 * half)
+    return np.where(traded, (rank + half) % max(2 * half, 1), rank)
 
 
 def _mixed(field: int, ids: np.ndarray) -> np.ndarray:
@@ -339,10 +403,28 @@ def _fetch(folder: Path, on_progress: OnProgress) -> None:
     generate(SyntheticConfig(), folder, on_progress=on_progress)
 
 
+ZIPF = SyntheticConfig(
+    layout="zipf", rows=2_000_000, users=20_000, values=1_000_000, drift=0.1, click_rate=0.3
+)
+"""What `DATASET_ZIPF` generates."""
+
+
+def _fetch_zipf(folder: Path, on_progress: OnProgress) -> None:
+    generate(ZIPF, folder, on_progress=on_progress)
+
+
 DATASET = Dataset(
     name="synthetic",
     description="generated clicks with planted truth: a taste that only the history shows",
     rows=SyntheticConfig().rows,
     licence="none needed",
     fetch=_fetch,
+)
+
+DATASET_ZIPF = Dataset(
+    name="synthetic-zipf",
+    description="generated clicks on a million items: what a smaller table loses",
+    rows=ZIPF.rows,
+    licence="none needed",
+    fetch=_fetch_zipf,
 )

@@ -30,7 +30,14 @@ def criteo_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("layout", ["sequence", "criteo"])
+@pytest.fixture(scope="module")
+def zipf_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs") / "zipf"
+    generate(SyntheticConfig(layout="zipf", rows=60_000, values=5_000, drift=0.2), folder)
+    return folder
+
+
+@pytest.mark.parametrize("layout", ["sequence", "criteo", "zipf"])
 def test_equal_settings_give_equal_files_and_another_seed_others(
     tmp_path: Path, layout: str
 ) -> None:
@@ -71,11 +78,11 @@ def test_rows_are_in_the_order_of_time_over_all_parts(tmp_path: Path) -> None:
     assert times[-1] - times[0] > 27 * 86_400
 
 
-@pytest.mark.parametrize("name", ["sequence_log", "criteo_log"])
+@pytest.mark.parametrize("name", ["sequence_log", "criteo_log", "zipf_log"])
 def test_the_truth_is_that_of_the_rows(name: str, request: pytest.FixtureRequest) -> None:
     folder = request.getfixturevalue(name)
     truth, log = json.loads((folder / "truth.json").read_text()), rows(folder)
-    clicked = log["clicked" if name == "sequence_log" else "label"]
+    clicked = log["label" if name == "criteo_log" else "clicked"]
     chance = log["true_probability"]
     assert truth["rows"] == len(log) == 60_000
     assert truth["click_rate"] == pytest.approx(clicked.mean())
@@ -91,13 +98,13 @@ def test_the_truth_is_that_of_the_rows(name: str, request: pytest.FixtureRequest
         assert abs(tenth["clicked"].sum() - tenth["chance"].sum()) < 4 * deviation
 
 
-@pytest.mark.parametrize("name", ["sequence_log", "criteo_log"])
+@pytest.mark.parametrize("name", ["sequence_log", "criteo_log", "zipf_log"])
 def test_useless_fields_say_nothing_and_useful_ones_do(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     folder = request.getfixturevalue(name)
     truth, log = json.loads((folder / "truth.json").read_text()), rows(folder)
-    surprise = log["clicked" if name == "sequence_log" else "label"] - log["true_probability"]
+    surprise = log["label" if name == "criteo_log" else "clicked"] - log["true_probability"]
     assert set(truth["useless"]) < set(log.columns)
 
     def signal(field: str) -> float:
@@ -112,7 +119,8 @@ def test_useless_fields_say_nothing_and_useful_ones_do(
 
     for field in truth["useless"]:
         assert signal(field) < 4.5, field
-    assert signal("price" if name == "sequence_log" else "n1") > 20
+    telling = {"sequence_log": "price", "criteo_log": "n1", "zipf_log": "position"}
+    assert signal(telling[name]) > 20
     assert abs(surprise.mean()) < 0.01
 
 
@@ -180,6 +188,76 @@ def test_the_criteo_layout_has_its_columns_and_missing_values(criteo_log: Path) 
     assert log["n1"].null_count() == 0
     assert 0.4 < log["n13"].null_count() / len(log) < 0.56
     assert 0.03 < log["c3"].null_count() / len(log) < 0.07
+
+
+def splitmix64(state: int) -> int:
+    """The finaliser of splitmix64, with Python's integers."""
+    state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    state = (state ^ state >> 27) * 0x94D049BB133111EB % 2**64
+    return state ^ state >> 31
+
+
+def test_the_chance_in_the_zipf_layout_is_a_function_of_the_ids(zipf_log: Path) -> None:
+    """Row by row: the weights of the ids, and the product of the item's and the segment's taste."""
+
+    def weight(field: int, value: int) -> float:
+        bits = splitmix64((value + (field + 1) * 0x9E3779B97F4A7C15) % 2**64)
+        return (bits / 2**64 - 0.5) * np.sqrt(12.0)
+
+    weights = json.loads((zipf_log / "truth.json").read_text())["weights"]
+    assert {"item", "user", "device", "position", "hour", "region"} < set(weights)
+    for row in rows(zipf_log)[::977].iter_rows(named=True):
+        assert row["segment"] == row["user"] % 16
+        logit = weights["bias"]
+        fields = ["item", "user", "device", "position", "hour", "region"]
+        for place, name in enumerate(fields):
+            logit += weights[name] * weight(place, row[name])
+        for taste in range(2):
+            product = weight(100 + taste, row["item"]) * weight(200 + taste, row["segment"])
+            logit += weights["item x segment"] / np.sqrt(2) * product
+        assert row["true_probability"] == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)
+
+
+def test_the_zipf_layout_writes_numbers_and_as_many_items_as_told(tmp_path: Path) -> None:
+    config = SyntheticConfig(layout="zipf", rows=50_000, values=10_000_000, zipf=1.0, users=7)
+    generate(config, tmp_path / "log")
+    log = rows(tmp_path / "log")
+    assert log.schema["item"] == log.schema["user"] == pl.Int64
+    assert log["item"].is_between(0, 9_999_999).all()
+    assert log["item"].max() > 9_000_000
+    assert set(log["user"]) == set(range(7))
+
+
+def test_in_the_zipf_layout_a_share_of_the_ids_trades_places(tmp_path: Path) -> None:
+    """The frequency of a rank stays; which id has it changes once, for a share of `drift`."""
+    frequent = {}
+    for drift in (0.0, 0.5):
+        config = SyntheticConfig(layout="zipf", rows=400_000, values=2_000, drift=drift)
+        generate(config, tmp_path / str(drift))
+        log = rows(tmp_path / str(drift))
+        heads = [
+            set(part["item"].value_counts(sort=True)["item"][:100])
+            for part in (log[:20_000], log[-20_000:])
+        ]
+        frequent[drift] = len(heads[0] & heads[1])
+        # What comes into the head in the end was rare at first, and what falls out of it is rare.
+        if drift:
+            counts = dict(log[:20_000]["item"].value_counts().iter_rows())
+            late = dict(log[-20_000:]["item"].value_counts().iter_rows())
+            assert {item - 1_000 for item in heads[1] if item >= 1_000} <= set(range(200))
+            for item in range(20):
+                pair = (item, item + 1_000)
+                first, last = (sum(found.get(i, 0) for i in pair) for found in (counts, late))
+                assert first == pytest.approx(last, rel=0.35)
+    assert frequent[0.0] > 80
+    assert 35 <= frequent[0.5] <= 65
+
+
+def test_two_items_and_one_are_no_trouble(tmp_path: Path) -> None:
+    for values in (1, 2, 3):
+        config = SyntheticConfig(layout="zipf", rows=500, values=values, drift=1.0)
+        generate(config, tmp_path / str(values))
+        assert set(rows(tmp_path / str(values))["item"]) == set(range(values))
 
 
 def test_the_auc_is_that_of_all_pairs() -> None:
