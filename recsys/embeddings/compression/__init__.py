@@ -1,6 +1,6 @@
-"""The schemes, one file a method: a new one is its file and its line here."""
+"""The schemes, one file a method: a new one is its file, its import and its line here."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import BeforeValidator, Field
 
@@ -8,14 +8,21 @@ from recsys.embeddings.compression.compositional import CompositionalConfig
 from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.scheme import SchemeConfig
 
+# fmt: off
+_Any = (
+    CompositionalConfig
+    | FullConfig
+)
+# fmt: on
+
 AnyScheme = Annotated[
-    FullConfig | CompositionalConfig,
+    _Any,
     Field(discriminator="kind"),
     BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
 ]
 """A method by name, `scheme: compositional`, or with settings, `scheme: {kind: ..., ...}`."""
 
 SCHEMES: dict[str, type[SchemeConfig]] = {
-    "full": FullConfig,
-    "compositional": CompositionalConfig,
+    config.model_fields["kind"].default: config for config in get_args(_Any)
 }
+"""By the method's name."""

@@ -112,12 +112,7 @@ class Compositional(AbstractScheme):
         settings = space.settings.model_copy(update={"init_range": start})
         self.lookups = (
             TableSpec(f"{space.name}_remainder", num_collisions, space.embedding_dim, settings),
-            TableSpec(
-                f"{space.name}_quotient",
-                -(-num_ids // num_collisions),
-                space.embedding_dim,
-                settings,
-            ),
+            TableSpec(f"{space.name}_quotient", num_quotients, space.embedding_dim, settings),
         )
 
     def rows(self, ids: Tensor) -> tuple[Tensor, ...]:
