@@ -158,16 +158,14 @@ class Embeddings(AbstractEmbeddings):
             jagged = self.unpooled(_jagged(self.unpooled_keys, rows, places, lengths_FB))
             for key in self.unpooled_keys:
                 vectors_VD = self._used(jagged[key.name].values())
-                found[key.field.name, key.lookup] = self._bagged(
-                    key, vectors_VD, places, lengths_FB
-                )
+                lengths_B = lengths_FB[places[key.field.name]]
+                found[key.field.name, key.lookup] = self._bagged(key, vectors_VD, lengths_B)
         for table in self.replicated_tables:
             weight = self.replicated[table.parameter]
             for key in table.keys:
                 vectors_VD = embedding(rows[key.field.name, key.lookup], weight)
-                found[key.field.name, key.lookup] = self._bagged(
-                    key, vectors_VD, places, lengths_FB
-                )
+                lengths_B = lengths_FB[places[key.field.name]]
+                found[key.field.name, key.lookup] = self._bagged(key, vectors_VD, lengths_B)
         return found
 
     def _bagged(self, key: Key, vectors_VD: Tensor, lengths_B: Tensor) -> Tensor:

@@ -64,6 +64,6 @@ def test_what_stands_in_the_padding_changes_nothing(batch: Batch) -> None:
 
 def test_weights_are_shared_and_not_trained() -> None:
     training, serving = both(CONFIGS["mean"])
-    assert not any(parameter.requires_grad for parameter in serving.parameters())
+    assert not any(tensor.requires_grad for tensor in serving.state_dict(keep_vars=True).values())
     pointers = {parameter.data_ptr() for parameter in training.parameters()}
-    assert {parameter.data_ptr() for parameter in serving.parameters()} == pointers
+    assert {buffer.data_ptr() for buffer in serving.buffers()} == pointers

@@ -1,6 +1,8 @@
 """A trainer over the encoded rows of `support.encoded`, on as many ranks as it is called on."""
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from recsys.checkpoint import Checkpoints
 from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
+from recsys.embeddings.scheme import Decision
 from recsys.embeddings.sharding import plan, shard
 from recsys.embeddings.tables import Table
 from recsys.models import DINConfig, DNNConfig, ModelConfig, ranker
@@ -48,6 +51,8 @@ class Recipe:
     embeddings: EmbeddingsConfig = EMBEDDINGS
     training: TrainingConfig = TRAINING
     layout: Layout = LAYOUT
+    stage: str | None = None
+    decisions: Mapping[str, Decision] = field(default_factory=dict)
 
 
 def embeddings_of(sharding: str | None = None, **settings: Any) -> EmbeddingsConfig:
@@ -66,7 +71,13 @@ def trainer_of(recipe: Recipe) -> Trainer:
     """This rank's trainer; the first rank writes metrics.jsonl."""
     config, world_size = recipe.training, dist.get_world_size()
     torch.manual_seed(config.seed)
-    embeddings = Embeddings(recipe.layout, recipe.embeddings, torch.device("meta"))
+    embeddings = Embeddings(
+        recipe.layout,
+        recipe.embeddings,
+        torch.device("meta"),
+        stage=recipe.stage,
+        decisions=recipe.decisions,
+    )
     tables = embeddings.tables
     model = TrainModule(ranker(recipe.model, recipe.layout, embeddings), config.precision)
     fuse(embeddings, config.sparse_optimizer)
@@ -112,11 +123,16 @@ def fitted(recipe: Recipe, *, resume: bool = False) -> Trainer:
 def global_losses(trainer: Trainer, num_steps: int) -> list[float]:
     """Steps from where the trainer stands; the loss of each global batch."""
     losses: list[float] = []
+    search = None
+    if trainer.step.searches:
+        search = itertools.chain.from_iterable(
+            map(trainer.readers["search"].epoch, itertools.count(trainer.step.count))
+        )
     reader, progress = trainer.readers["train"], trainer.progress
     epoch, batches = progress.epoch, reader.epoch(progress.epoch, progress.position)
     while len(losses) < num_steps:
         try:
-            loss = trainer.step.progress(batches).loss.clone()
+            loss = trainer.step.progress(batches, search).loss.clone()
         except StopIteration:
             epoch += 1
             batches = reader.epoch(epoch)
