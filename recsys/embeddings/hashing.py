@@ -4,6 +4,8 @@ splitmix64 (Steele, Lea and Flood, 2014: the finalizer of SplittableRandom), in 
 arithmetic: torch has no unsigned 64-bit arithmetic, and two's complement gives the same bits.
 """
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,21 @@ def splitmix64(values: Tensor) -> Tensor:
     return _xor_shift_right(values, 31)
 
 
+def salt(*parts: str | int) -> int:
+    """A signed 64-bit constant, a function of the parts.
+
+    Added to ids before they are mixed it gives every feature, chunk or purpose a hash of its own,
+    and nothing is stored.
+    """
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+def positive(hashes: Tensor) -> Tensor:
+    """The upper 63 bits of each hash, as a number that is not negative."""
+    return (hashes >> 1) & ((1 << 63) - 1)
+
+
 def hashed_rows(ids: Tensor, num_embeddings: int | Tensor) -> Tensor:
     """Row of each id in a table of `num_embeddings` rows; id 0 (missing) keeps row 0 for itself.
 
@@ -36,5 +53,4 @@ def hashed_rows(ids: Tensor, num_embeddings: int | Tensor) -> Tensor:
         ids: int64, any shape.
         num_embeddings: rows of the table, at least 2; a tensor gives every id its own table.
     """
-    positive = (splitmix64(ids) >> 1) & ((1 << 63) - 1)
-    return torch.where(ids == 0, 0, 1 + positive % (num_embeddings - 1))
+    return torch.where(ids == 0, 0, 1 + positive(splitmix64(ids)) % (num_embeddings - 1))

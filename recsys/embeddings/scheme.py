@@ -241,3 +241,31 @@ def largest_fitting(
         else:
             high = middle - 1
     return low
+
+
+def too_small(
+    method: str, least_bytes: int, spaces: SequenceOf[Space], budget_bytes: int
+) -> BudgetTooSmall:
+    """The error for a budget below the least that a method can do, in bytes and percent."""
+    full = sum(space.full_bytes for space in spaces)
+    names = ", ".join(space.name for space in spaces)
+    return BudgetTooSmall(
+        f"scheme {method} cannot store {names} in {budget_bytes:,} bytes"
+        f" ({100 * budget_bytes / full:.3g}% of their full tables): the least it takes is"
+        f" {least_bytes:,} bytes ({100 * least_bytes / full:.3g}%); raise embeddings.budget or take"
+        " another scheme"
+    )
+
+
+def smallest_whole(spaces: SequenceOf[Space], allowed_bytes: float) -> tuple[Space, ...]:
+    """The smallest spaces whose full tables together fit; so a budget goes to the large ones.
+
+    Sharing a handful of rows costs accuracy and saves next to nothing.
+    """
+    found: list[Space] = []
+    for space in sorted(spaces, key=lambda space: space.full_bytes):
+        allowed_bytes -= space.full_bytes
+        if allowed_bytes < 0:
+            break
+        found.append(space)
+    return tuple(found)
