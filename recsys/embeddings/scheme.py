@@ -63,8 +63,8 @@ class Space:
         return self.cardinality is not None and not self.hashed
 
     @property
-    def full_bytes(self) -> int:
-        """Bytes of the uncompressed table: one float32 row an id.
+    def num_rows(self) -> int:
+        """Rows of the full table.
 
         Raises:
             SchemeError: ids are unbounded.
@@ -74,7 +74,16 @@ class Space:
                 f"feature {self.name!r} is hashed to 64 bits, so its full table has no size; set"
                 f" embeddings.features.{self.name}.num_embeddings to the ids you expect"
             )
-        return FLOAT_BYTES * self.num_ids * self.embedding_dim
+        return self.num_ids
+
+    @property
+    def full_bytes(self) -> int:
+        """Bytes of the uncompressed table: one float32 row an id.
+
+        Raises:
+            SchemeError: ids are unbounded.
+        """
+        return FLOAT_BYTES * self.num_rows * self.embedding_dim
 
     def bounded(self, ids: Tensor) -> Tensor:
         """Ids as encoded to 0 .. num_ids - 1."""
