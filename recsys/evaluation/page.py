@@ -72,6 +72,11 @@ def page(report: Report) -> str:
         _details("Configuration", _tree(report.experiment)),
         _details("Versions", _tree(report.versions)),
     ]
+    return whole_page(f"{report.name}: evaluation", sections, figures)
+
+
+def whole_page(title: str, sections: Iterable[str], figures: Figures) -> str:
+    """Sections as one file that needs nothing else."""
     # "<" inside a script could end it: any name or value may hold "</script>".
     data = to_text({"figures": figures.by_id}, indent=None).replace("<", "\\u003c")
     return (
@@ -79,7 +84,7 @@ def page(report: Report) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(report.name)}: evaluation</title><style>{STYLE}</style></head>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>"
         f"<body><main>{''.join(sections)}</main>"
         f'<script type="application/json" id="figures">{data}</script>'
         f"<script>{get_plotlyjs()}</script><script>{SCRIPT}</script></body></html>\n"
@@ -129,7 +134,7 @@ def _results(name: str, result: SplitResult, figures: Figures) -> str:
         )
         parts.append(f'<div class="masonry">{slices}</div>' if slices else "")
         more = [(label, _number(found.metrics[key], key)) for key, label in _MORE.items()]
-        parts.append(_details("More figures", _rows(("", "model"), more)))
+        parts.append(_details("More figures", table_of_rows(("", "model"), more)))
     return f"<section>{''.join(parts)}</section>"
 
 
@@ -150,7 +155,7 @@ def _comparison(results: Mapping[str, Any]) -> str:
         for key, (label, _) in _METRICS.items()
     ]
     hints = [hint for _, hint in _METRICS.values()]
-    return _rows(head, rows, hints, name="compare")
+    return table_of_rows(head, rows, hints, name="compare")
 
 
 def _slice(field: str, slices: list[dict[str, Any]], overall: float, figures: Figures) -> str:
@@ -165,7 +170,7 @@ def _slice(field: str, slices: list[dict[str, Any]], overall: float, figures: Fi
         )
         for row in slices
     ]
-    table = _rows(head, rows)
+    table = table_of_rows(head, rows)
     if figure is None:
         return f"<figure><figcaption>By {escape(field)}</figcaption>{table}</figure>"
     box = figures.place(f"By {field}", figure, "Dotted: all rows. Bars: 95% intervals.")
@@ -188,9 +193,9 @@ def _tables(report: Report) -> str:
             f"{table.rows:,}",
             str(table.embedding_dim),
             f"{table.parameters:,}",
-            _size(table.size_bytes),
-            _size(table.optimizer_bytes),
-            _size(table.served_bytes),
+            size_text(table.size_bytes),
+            size_text(table.optimizer_bytes),
+            size_text(table.served_bytes),
             table.scheme,
             table.sharding.replace("_", "-"),
         )
@@ -202,9 +207,9 @@ def _tables(report: Report) -> str:
         f"{sum(t.rows for t in report.tables):,}",
         "",
         f"{sum(t.parameters for t in report.tables):,}",
-        _size(sum(t.size_bytes for t in report.tables)),
-        _size(sum(t.optimizer_bytes for t in report.tables)),
-        _size(sum(t.served_bytes for t in report.tables)),
+        size_text(sum(t.size_bytes for t in report.tables)),
+        size_text(sum(t.optimizer_bytes for t in report.tables)),
+        size_text(sum(t.served_bytes for t in report.tables)),
         "",
         "",
     )
@@ -214,7 +219,7 @@ def _tables(report: Report) -> str:
     )
     kept = [i for i in range(len(head)) if i == 0 or any(row[i] not in ("", "0 B") for row in rows)]
     chosen = [tuple(row[i] for i in kept) for row in (*rows, total)]
-    body = _rows(tuple(head[i] for i in kept), chosen, name="total")
+    body = table_of_rows(tuple(head[i] for i in kept), chosen, name="total")
     return f"<section><h2>Embedding tables</h2>{body}</section>"
 
 
@@ -233,15 +238,15 @@ def _data(report: Report) -> str:
     if data.rejected_path is not None and data.rows_rejected:
         facts.append(("kept in", data.rejected_path))
     reasons = sorted(data.rejected_reasons.items(), key=lambda item: -item[1])
-    body = _rows(("", ""), facts, name="pairs")
+    body = table_of_rows(("", ""), facts, name="pairs")
     if reasons:
-        body += _rows(("rejected because", "rows"), [(why, f"{n:,}") for why, n in reasons])
+        body += table_of_rows(("rejected because", "rows"), [(why, f"{n:,}") for why, n in reasons])
     sources = "".join(_tree(source) for source in data.sources)
     body += _details("Sources", sources) if sources else ""
     return f"<section><h2>Data</h2>{body}</section>"
 
 
-def _rows(
+def table_of_rows(
     head: tuple[str, ...],
     rows: Iterable[tuple[str, ...]],
     hints: list[str] | None = None,
@@ -300,7 +305,8 @@ def _number(value: float, name: str) -> str:
     return f"{value:,.0f}" if name in ("rows", "groups") else f"{value:.4f}"
 
 
-def _size(size_bytes: float) -> str:
+def size_text(size_bytes: float) -> str:
+    """Bytes in the unit that fits."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if size_bytes < 1024:
             return f"{size_bytes:,.0f} {unit}" if unit == "B" else f"{size_bytes:,.1f} {unit}"

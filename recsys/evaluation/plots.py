@@ -40,7 +40,7 @@ def training_figures(history: History) -> dict[str, Figure]:
     for title, traces in (("Loss", loss), ("AUC on validation", ranking), ("Speed", speed)):
         drawn = [trace for trace in traces if trace["x"]]
         if drawn:
-            layout = _layout("step", "", legend=len(drawn) > 1)
+            layout = figure_layout("step", "", legend=len(drawn) > 1)
             layout["hovermode"] = "x unified"
             figures[title] = {"data": drawn, "layout": layout}
     if "Speed" in figures:
@@ -57,7 +57,7 @@ def roc_figure(model: TaskResult, baselines: Mapping[str, TaskResult]) -> Figure
     for (name, result), (colour, dash) in zip(baselines.items(), styles, strict=False):
         label = f"{NAMES.get(name, name)} ({result.metrics['auc']:.4f})"
         traces.append(_curve(result, label, colour, dash))
-    layout = _layout("share of unclicked rows shown", "share of clicked rows found", legend=True)
+    layout = figure_layout("share of unclicked rows shown", "share of clicked rows found", legend=True)
     layout["xaxis"].update(range=[0, 1.005], tickformat=".0%", dtick=0.25)
     layout["yaxis"].update(range=[0, 1.005], tickformat=".0%", dtick=0.25)
     layout["legend"] = {"x": 0.98, "y": 0.04, "xanchor": "right", "yanchor": "bottom"}
@@ -94,7 +94,7 @@ def calibration_figure(points: Sequence[Mapping[str, float]]) -> Figure:
             },
         },
     ]
-    layout = _layout("predicted click rate", "observed click rate")
+    layout = figure_layout("predicted click rate", "observed click rate")
     for name in ("xaxis", "yaxis"):
         layout[name]["tickformat"] = "~%"
         if wide:
@@ -121,7 +121,7 @@ def score_figure(shares: Mapping[str, Sequence[float]]) -> Figure:
     for trace in traces:
         trace["customdata"] = [1 / (1 + math.exp(-middle)) for middle in middles]
         trace["hovertemplate"] = "predicted %{customdata:.3%}: %{y:.2%} of the class"
-    layout = _layout("predicted click rate (log-odds scale)", "share of class", legend=True)
+    layout = figure_layout("predicted click rate (log-odds scale)", "share of class", legend=True)
     layout["yaxis"].update(tickformat="~%", rangemode="tozero")
     layout["xaxis"] |= _probability_ticks(edges)
     return {"data": traces, "layout": layout}
@@ -152,7 +152,7 @@ def slice_figure(slices: Sequence[Mapping[str, Any]], overall: float) -> Figure 
         "hovertemplate": "AUC %{x:.4f}<br>%{customdata:,} rows<extra></extra>",
         "showlegend": False,
     }
-    layout = _layout("AUC", "")
+    layout = figure_layout("AUC", "")
     layout["yaxis"].update(
         tickvals=places, ticktext=names, range=[-0.6, len(drawn) - 0.4], showgrid=False
     )
@@ -205,7 +205,8 @@ def _trace(
     }
 
 
-def _layout(x_title: str, y_title: str, *, legend: bool = False) -> Figure:
+def figure_layout(x_title: str, y_title: str, *, legend: bool = False) -> Figure:
+    """Axes, colours and margins that every figure shares."""
     axis = {
         "gridcolor": "var(--grid)",
         "linecolor": "var(--grid)",
