@@ -5,6 +5,7 @@ arithmetic: torch has no unsigned 64-bit arithmetic, and two's complement gives 
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -54,3 +55,40 @@ def hashed_rows(ids: Tensor, num_embeddings: int | Tensor) -> Tensor:
         num_embeddings: rows of the table, at least 2; a tensor gives every id its own table.
     """
     return torch.where(ids == 0, 0, 1 + positive(splitmix64(ids)) % (num_embeddings - 1))
+
+
+MOST_ROWS = 1 << 31
+"""Of a table that `salted_rows` addresses: 32 bits times fewer rows stay below 2^63."""
+
+
+def salts(name: str, num_lookups: int) -> tuple[int, ...]:
+    """The salts of `salted_rows` for so many look-ups: one for every two."""
+    return tuple(salt(name, pair) for pair in range((num_lookups + 1) // 2))
+
+
+def salted_rows(
+    ids: Tensor, salts: Sequence[int], num_lookups: int, num_rows: int
+) -> tuple[Tensor, ...]:
+    """Rows of each look-up, as of independent hash functions; a missing id has some row too.
+
+    Look-up k takes the lower (k even) or upper (k odd) 32 bits of the id mixed with salt k div 2:
+    each bit of splitmix64 depends on all of the id, so its halves are as good as two hashes and
+    cost one. row = bits * num_rows div 2^32 (Lemire 2019, arXiv:1805.10941) needs no division;
+    rows differ in probability by less than 2^-32.
+
+    Args:
+        ids: int64, any shape: any 64 bits.
+        salts: of `salts`.
+        num_lookups: how many rows an id has.
+        num_rows: of the table, below 2^31.
+
+    Returns:
+        int64 rows in 0 .. num_rows - 1, shaped as the ids, one tensor a look-up.
+    """
+    rows: list[Tensor] = []
+    for constant in salts:
+        mixed = splitmix64(ids + constant)
+        rows.append(((mixed & 0xFFFFFFFF) * num_rows) >> 32)
+        if len(rows) < num_lookups:
+            rows.append((((mixed >> 32) & 0xFFFFFFFF) * num_rows) >> 32)
+    return tuple(rows)

@@ -31,9 +31,15 @@ from recsys.training.step import TrainModule
 from recsys.training.trainer import TrainingConfig
 
 STEPS = 12
-SETTINGS: dict[str, dict[str, Any]] = {}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "double_hash": {"num_rows": 9},
+    "dpq": {"num_choices": 8, "num_parts": 4},
+    "hash": {"num_rows": 20},
+    "mgqe": {"num_choices": 8, "num_choices_rare": 4},
+    "unified": {"num_rows": 31, "num_tables": 2, "whole_share": 0.2},
+}
 """By method, settings that fit 40 users, 60 items and 12 tags; others take their defaults."""
-VOCABULARY_ONLY: set[str] = set()
+VOCABULARY_ONLY: set[str] = {"mgqe"}
 """Methods that need ids by frequency: the hashed feature stays uncompressed."""
 AT_MOST: set[str] = set()
 """Methods whose serving bytes are a budget: what is served may take less."""
