@@ -28,6 +28,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+embeddings_app = typer.Typer(
+    help="Compare ways to store embeddings, and look into a trained run's.", no_args_is_help=True
+)
+app.add_typer(embeddings_app, name="embeddings")
+
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment's YAML file.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or runs/NAME.")]
 Overrides = Annotated[
@@ -272,6 +277,45 @@ def run(
     with console.Reporter() as report:
         result = stages.run(experiment, root=runs, fresh=fresh, progress=report)
     summary.show_run(result)
+
+
+@embeddings_app.command("sweep")
+def sweep_embeddings(
+    file: File,
+    schemes: Annotated[
+        str, typer.Option(metavar="A,B", help="Methods; settings in braces: robe{chunk: 4}.")
+    ],
+    budgets: Annotated[
+        str, typer.Option(metavar="50%,10%", help="Percent of the full tables, or bytes.")
+    ] = "50%,25%,10%,1%",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of every cell.")] = 3,
+    cpus: Annotated[int, typer.Option(min=1, help="Cores of one training.")] = 1,
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; without it, this machine.")
+    ] = None,
+    keep_runs: Annotated[
+        bool, typer.Option("--keep-runs", help="Keep every training's checkpoints.")
+    ] = False,
+    overrides: Overrides = None,
+    runs: Runs = Path("runs"),
+) -> None:
+    """Find the best scheme at a memory: a table, pareto.html and advice. Resumable."""
+    experiment = _load(file, overrides)
+    from recsys import sweep
+
+    with console.Reporter() as report:
+        result = sweep.sweep(
+            experiment,
+            sweep.split_labels(schemes),
+            sweep.split_labels(budgets),
+            seeds=seeds,
+            root=runs,
+            address=address,
+            cpus_per_task=cpus,
+            keep_runs=keep_runs,
+            progress=report,
+        )
+    summary.show_sweep(result)
 
 
 def _load(file: Path, overrides: list[str] | None, workers: int | None = None) -> "Experiment":

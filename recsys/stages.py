@@ -100,15 +100,15 @@ def _decided(trained: Trained, stage: str) -> dict[str, dict[str, torch.Tensor]]
     for kind in sorted({kind_of(config) for config in several.values()}):
         mine = {name: schemes[name] for name, c in several.items() if kind_of(c) == kind}
         config = configs[next(iter(mine))]
-        found |= config.decide(stage, mine, weights, lambda: validation_auc(trained))
+        found |= config.decide(stage, mine, weights, lambda: split_metrics(trained, "valid")["auc"])
     return found
 
 
 @torch.no_grad()
-def validation_auc(trained: Trained) -> float:
-    """AUC of the first task on the validation split, on CPU, with the model as it is now."""
+def split_metrics(trained: Trained, split: str) -> dict[str, float]:
+    """Exact metrics of the first task on a split, on CPU, with the model as it is now."""
     state = MetricState()
-    for batch in batches(trained, "valid"):
+    for batch in batches(trained, split):
         logits_BT = trained.model.ranker(batch)
         state.update(
             logits_BT[:, 0].numpy(),
@@ -116,4 +116,4 @@ def validation_auc(trained: Trained) -> float:
             batch.weights_B.numpy(),
             batch.groups_B.numpy(),
         )
-    return state.compute()["auc"]
+    return state.compute()

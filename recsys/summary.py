@@ -9,6 +9,7 @@ from recsys.console import duration, show, show_table, size
 if TYPE_CHECKING:  # these modules take seconds to import; the commands have imported them
     from pipelines.build import BuildResult
     from recsys.run import CheckResult, RunSummary
+    from recsys.sweep import SweepResult
 
 METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "ne": "NE", "calibration": "calib."}
 
@@ -117,6 +118,16 @@ def show_check(name: str, result: "CheckResult") -> None:
     show(f"        {size(served)} when served, of {size(result.full_bytes)} uncompressed")
     show(f"        {result.num_dense_parameters:,} parameters outside of the tables")
     show(f"{name} is valid.")
+
+
+def show_sweep(result: "SweepResult") -> None:
+    """Every scheme at every budget, and what to take."""
+    header, *rows = result.table
+    show_table("Embedding schemes", header, rows)
+    for sentence in result.sentences:
+        show(sentence)
+    show(f"Cells   {len(result.cells):,}, of which {result.reused:,} from an earlier call")
+    show(f"Page    {result.page}")
 
 
 def _predict(bundle: Path) -> str:

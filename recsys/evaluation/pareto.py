@@ -205,11 +205,11 @@ def markdown(cells: Sequence[Cell]) -> str:
     lines = ["| " + " | ".join(HEAD) + " |", "|" + "---|" * len(HEAD)]
     lines += ["| " + " | ".join(row) + " |" for row in rows_of(cells)]
     lines += ["", *(f"- {entry.sentence()}" for entry in advice(cells))]
-    lines += [f"- {text}" for text in _without_result(cells)]
+    lines += [f"- {text}" for text in without_result(cells)]
     return "\n".join(lines) + "\n"
 
 
-def _without_result(cells: Iterable[Cell]) -> list[str]:
+def without_result(cells: Iterable[Cell]) -> list[str]:
     """Each scheme and budget that gave nothing, once, with its reason."""
     found: dict[tuple[str, str], str] = {}
     for cell in cells:
@@ -222,7 +222,7 @@ def _page(cells: Sequence[Cell], name: str) -> str:
     figures = Figures()
     entries = advice(cells)
     told = "".join(f"<p>{escape(entry.sentence())}</p>" for entry in entries)
-    missing = "".join(f"<li>{escape(text)}</li>" for text in _without_result(cells))
+    missing = "".join(f"<li>{escape(text)}</li>" for text in without_result(cells))
     sections = [
         f"<header><h1>{escape(name)}: embedding schemes</h1></header>",
         f'<section class="verdict better"><h2>What to use</h2>{told or "<p>No result yet.</p>"}'

@@ -57,7 +57,9 @@ def roc_figure(model: TaskResult, baselines: Mapping[str, TaskResult]) -> Figure
     for (name, result), (colour, dash) in zip(baselines.items(), styles, strict=False):
         label = f"{NAMES.get(name, name)} ({result.metrics['auc']:.4f})"
         traces.append(_curve(result, label, colour, dash))
-    layout = figure_layout("share of unclicked rows shown", "share of clicked rows found", legend=True)
+    layout = figure_layout(
+        "share of unclicked rows shown", "share of clicked rows found", legend=True
+    )
     layout["xaxis"].update(range=[0, 1.005], tickformat=".0%", dtick=0.25)
     layout["yaxis"].update(range=[0, 1.005], tickformat=".0%", dtick=0.25)
     layout["legend"] = {"x": 0.98, "y": 0.04, "xanchor": "right", "yanchor": "bottom"}

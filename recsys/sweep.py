@@ -1,0 +1,272 @@
+"""Many embedding schemes at many budgets, side by side: which is best at a given memory.
+
+Every cell (scheme, budget, seed) is one training, run as a Ray task and written down when it ends;
+a second call keeps what is there. Cells of one experiment share a folder, so a grid grows.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from feature_store.store import Store
+from recsys.checkpoint import write_atomically
+from recsys.embeddings.scheme import BudgetTooSmall, SchemeError
+from recsys.embeddings.serving import serving_form
+from recsys.evaluation.pareto import (
+    HEAD,
+    UNCOMPRESSED,
+    Cell,
+    advice,
+    rows_of,
+    without_result,
+    write_pareto,
+)
+from recsys.experiment import Experiment
+from recsys.run import build_features, silent
+from recsys.rundir import prepare_run
+from recsys.stages import is_begun, split_metrics, train_stages
+from recsys.trained import load_trained
+from recsys.training.account import account, full_bytes
+from recsys.training.tasks import run_tasks
+from recsys.versions import library_versions, quieten
+from recsys.worker import OnProgress
+
+SWEEPS_FOLDER = "sweeps"
+CELLS_FOLDER = "cells"
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep gave."""
+
+    folder: Path
+    page: Path
+    cells: tuple[Cell, ...]
+    reused: int
+    """Cells that an earlier call had finished."""
+
+    @property
+    def table(self) -> list[list[str]]:
+        """Header, then a line for every scheme and budget."""
+        return [list(HEAD), *(list(row) for row in rows_of(self.cells))]
+
+    @property
+    def sentences(self) -> list[str]:
+        """What to take at each budget, then what has no result and why."""
+        return [*(entry.sentence() for entry in advice(self.cells)), *without_result(self.cells)]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One cell, for a worker; picklable. Its paths are absolute."""
+
+    scheme: str
+    budget: str
+    seed: int
+    experiment: Experiment
+    version: int
+    path: Path
+    """Where its result goes."""
+    runs: Path
+    """Where it trains."""
+
+
+def sweep(
+    experiment: Experiment,
+    schemes: Sequence[str],
+    budgets: Sequence[str],
+    *,
+    seeds: int = 3,
+    root: Path = Path("runs"),
+    address: str | None = None,
+    cpus_per_task: int = 1,
+    keep_runs: bool = False,
+    progress: OnProgress = silent,
+) -> SweepResult:
+    """Train every scheme at every budget with every seed, and the uncompressed tables beside them.
+
+    Args:
+        experiment: its embeddings' default scheme and budget are replaced, all else stays.
+        schemes: names, with settings in braces where wanted: `robe`, `unified{num_lookups: 2}`.
+        budgets: percentages (`10%`) or bytes (`1000000`).
+        seeds: 0 .. seeds - 1.
+        root: folder of all runs.
+        address: of a Ray cluster; None: this machine.
+        cpus_per_task: of one training.
+        keep_runs: keep every cell's checkpoints.
+        progress: told of every finished cell.
+
+    Raises:
+        ValueError: a scheme or budget that cannot be read.
+    """
+    named = {label: parsed_scheme(label) for label in schemes}
+    version = build_features(experiment, progress).version
+    folder = _folder(experiment, version.fingerprint, root)
+    (folder / CELLS_FOLDER).mkdir(parents=True, exist_ok=True)
+    grid = [(UNCOMPRESSED, {"kind": UNCOMPRESSED}, "100%")]
+    grid += [(label, named[label], budget) for label in schemes for budget in budgets]
+    jobs = [
+        _job(experiment, version.number, folder, label, scheme, budget, seed)
+        for label, scheme, budget in grid
+        for seed in range(seeds)
+    ]
+    cells = {place: cell for place, job in enumerate(jobs) if (cell := _read(job)) is not None}
+    reused = len(cells)
+    left = [place for place in range(len(jobs)) if place not in cells]
+    progress("sweep", "trainings", reused, len(jobs))
+    results = run_tasks(
+        _run_cell if keep_runs else _run_and_forget,
+        [jobs[place] for place in left],
+        address=address,
+        cpus_per_task=cpus_per_task,
+    )
+    for number, result in results:
+        place = left[number]
+        cell = _failed(jobs[place], result) if isinstance(result, Exception) else result
+        cells[place] = cell
+        write_pareto([cells[p] for p in sorted(cells)], experiment.name, folder)
+        progress("sweep", _told(cell), len(cells), len(jobs))
+    finished = [cells[place] for place in sorted(cells)]
+    page = write_pareto(finished, experiment.name, folder)
+    return SweepResult(folder, page, tuple(finished), reused)
+
+
+def parsed_scheme(label: str) -> dict[str, Any]:
+    """`kind` or `kind{key: value, ...}` as the settings of a scheme.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    kind, brace, rest = label.partition("{")
+    try:
+        settings = yaml.safe_load(brace + rest) if brace else {}
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"scheme {label!r}: expected a name, or settings as unified{{num_lookups: 2}}"
+        ) from error
+    return {"kind": kind.strip(), **settings}
+
+
+def split_labels(text: str) -> list[str]:
+    """Cut `a,b{x: 1, y: 2},c` at the commas outside of braces."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "{") - (letter == "}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _job(
+    experiment: Experiment,
+    version: int,
+    folder: Path,
+    label: str,
+    scheme: dict[str, Any],
+    budget: str,
+    seed: int,
+) -> _Job:
+    values = experiment.model_dump()
+    values["embeddings"]["default"]["scheme"] = scheme
+    allowed = budget if budget.endswith("%") else int(budget)
+    values["embeddings"]["budget"] = None if label == UNCOMPRESSED else allowed
+    values["training"]["seed"] = seed
+    values["training"]["scaling"] |= {"num_workers": 1, "address": None}
+    # A task has a working directory of its own.
+    values["data"]["store"] = experiment.data.store.resolve()
+    identity = json.dumps([scheme, budget, seed], sort_keys=True)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    return _Job(
+        label,
+        budget,
+        seed,
+        Experiment.model_validate(values),
+        version,
+        folder / CELLS_FOLDER / f"{name}.json",
+        folder / "runs" / name,
+    )
+
+
+def _folder(experiment: Experiment, fingerprint: str, root: Path) -> Path:
+    """The folder of all cells that differ in nothing but scheme, budget and seed."""
+    values = experiment.model_dump(mode="json")
+    del values["training"]["scaling"], values["training"]["seed"]
+    del values["embeddings"]["budget"], values["embeddings"]["default"]["scheme"]
+    text = json.dumps([values, fingerprint, library_versions()], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return (root / experiment.name / SWEEPS_FOLDER / digest[:12]).resolve()
+
+
+def _run_and_forget(job: _Job) -> Cell:
+    """A cell whose checkpoints are not kept."""
+    cell = _run_cell(job)
+    shutil.rmtree(job.runs, ignore_errors=True)
+    return cell
+
+
+def _run_cell(job: _Job) -> Cell:
+    """Train and measure one cell; writes its result down."""
+    quieten()
+    try:
+        cell = _measured(job)
+    except BudgetTooSmall as error:
+        cell = Cell(job.scheme, job.budget, job.seed, "unreachable", str(error))
+    except SchemeError as error:
+        cell = Cell(job.scheme, job.budget, job.seed, "failed", str(error))
+    write_atomically(job.path, json.dumps(asdict(cell)))
+    return cell
+
+
+def _measured(job: _Job) -> Cell:
+    experiment = job.experiment
+    version = Store(experiment.data.store).open(experiment.name, job.version)
+    run_dir = prepare_run(experiment, version, job.runs)
+    started = time.perf_counter()
+    train_stages(
+        experiment, version, run_dir, resume=is_begun(experiment, run_dir), progress=silent
+    )
+    seconds = time.perf_counter() - started
+    trained = load_trained(run_dir)
+    test, valid = split_metrics(trained, "test"), split_metrics(trained, "valid")
+    sizes = account(trained.embeddings, experiment.training)
+    full = full_bytes(trained.embeddings)
+    served = sum(serving_form(trained.embeddings).storage_bytes().values())
+    return Cell(
+        job.scheme,
+        job.budget,
+        job.seed,
+        "done",
+        test_auc=test["auc"],
+        test_logloss=test["logloss"],
+        valid_auc=valid["auc"],
+        serving_bytes=served,
+        training_bytes=sum(size.parameter_bytes + size.optimizer_bytes for size in sizes),
+        full_bytes=full,
+        seconds=seconds,
+    )
+
+
+def _failed(job: _Job, error: Exception) -> Cell:
+    """A worker that ended otherwise than with a result; the next call tries again."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return Cell(job.scheme, job.budget, job.seed, "failed", lines[-1])
+
+
+def _read(job: _Job) -> Cell | None:
+    return Cell(**json.loads(job.path.read_text())) if job.path.exists() else None
+
+
+def _told(cell: Cell) -> str:
+    where = f"{cell.scheme} at {cell.budget}, seed {cell.seed}"
+    if cell.status != "done":
+        return f"{where}: {cell.status}"
+    return f"{where}: test auc {cell.test_auc:.4f}"
