@@ -3,8 +3,13 @@
 Shapes: W width; layers act on the last dimension.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 
 class MovingStatistics(nn.Module):
@@ -38,6 +43,53 @@ class MovingStatistics(nn.Module):
             self.mean.lerp_(mean_W, step)
             self.variance.lerp_(variance_W, step)
         return mean_W, variance_W
+
+
+class GlobalStatistics(MovingStatistics):
+    """Mean and variance over the batches of all workers, with their gradient.
+
+    One worker and two learn the same. Costs one small all-reduce forward and, where the input has
+    a gradient, one backward.
+    """
+
+    def forward(self, s: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if not self.training:
+            return self.mean, self.variance
+        flat = s.reshape(-1, s.shape[-1]).float()
+        weights = flat.new_ones(flat.shape[0]) if mask is None else mask.reshape(-1).float()
+        # Around the moving mean, which all workers share, squares do not cancel.
+        center_W = self.mean.clone()
+        centered = (flat - center_W) * weights[:, None]
+        sums_3W = torch.stack(
+            [weights.sum().expand_as(center_W), centered.sum(dim=0), centered.square().sum(dim=0)]
+        )
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            sums_3W = all_reduce(sums_3W)
+        count_W, first_W, second_W = sums_3W.unbind()
+        total_W = count_W.clamp(min=1.0)
+        shift_W = first_W / total_W
+        mean_W = center_W + shift_W
+        variance_W = (second_W / total_W - shift_W.square()).clamp(min=0.0)
+        with torch.no_grad():
+            # Without a single valid position there is nothing to learn: the averages stay.
+            step = self.momentum * (count_W[0] > 0)
+            self.mean.lerp_(mean_W, step)
+            self.variance.lerp_(variance_W, step)
+        return mean_W, variance_W
+
+
+@contextmanager
+def kept_averages(model: nn.Module) -> Iterator[None]:
+    """Within, forward passes leave all moving averages as they are."""
+    statistics = [module for module in model.modules() if isinstance(module, MovingStatistics)]
+    momenta = [module.momentum for module in statistics]
+    for module in statistics:
+        module.momentum = 0.0
+    try:
+        yield
+    finally:
+        for module, momentum in zip(statistics, momenta, strict=True):
+            module.momentum = momentum
 
 
 class BatchNorm(nn.Module):
