@@ -101,6 +101,18 @@ class StepInfo:
     num_steps: int
     """Steps of the whole stage, if nothing stops it early."""
     seed: int
+    evaluated: bool = False
+    """The model is validated or saved right after this step."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """One space's scheme in the checkpoint that a run starts from."""
+
+    own: Mapping[str, Tensor]
+    """Its parameters and buffers by name, whole, on CPU."""
+    table: Callable[[str], Tensor | None]
+    """A whole table by name, (num_embeddings, D) on CPU; None: it had no such table."""
 
 
 class AbstractScheme(nn.Module, ABC):
@@ -148,6 +160,21 @@ class AbstractScheme(nn.Module, ABC):
     def after_step(self, info: StepInfo, tables: "TableAccess") -> None:
         """Called after all optimizers: rows that update themselves, pruning, admission."""
 
+    def metrics(self) -> dict[str, float]:
+        """What is worth logging of the steps since the last call; equal on all workers."""
+        return {}
+
+    def adopt(self, earlier: "Earlier", tables: "TableAccess", seed: int) -> None:
+        """Take over what another run learned, where sizes differ; called before the first step.
+
+        Own tensors and tables of equal name and shape are there already.
+
+        Args:
+            earlier: the other run's scheme of this space, of the same method.
+            tables: of this model.
+            seed: of the tables' initial rows.
+        """
+
     def serving(self, weights: Mapping[str, Tensor]) -> "AbstractScheme":
         """The form that is served, from whole tables by name (float32, on CPU).
 
@@ -185,6 +212,8 @@ class SchemeConfig(Config, ABC):
     continues: ClassVar[frozenset[str]] = frozenset()
     """Stages that start from the weights of the stage before; others from the initial ones."""
     takes_budget: ClassVar[bool] = True
+    unbounded: ClassVar[bool] = False
+    """Takes features hashed to 64 bits whose number of ids nobody has said."""
 
     def sized(self, spaces: SequenceOf[Space], budget_bytes: int | None) -> dict[str, Self | None]:
         """Settings for each space, with every size filled in; None: left uncompressed.

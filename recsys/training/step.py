@@ -81,7 +81,11 @@ class Step:
         self.searches = bool(optimizers.architecture)
 
     def progress(
-        self, batches: Iterator[Batch], validation: Iterator[Batch] | None = None
+        self,
+        batches: Iterator[Batch],
+        validation: Iterator[Batch] | None = None,
+        *,
+        evaluated: bool = False,
     ) -> StepResult:
         """Train on the next batch; the host does not wait for the device.
 
@@ -89,8 +93,9 @@ class Step:
             batches: of the training split.
             validation: endless batches of the validation split, for schemes that search an
                 architecture; its parameters learn from them alone.
+            evaluated: the model is validated or saved right after this step.
         """
-        info = StepInfo(self.count, self.num_steps, self.seed)
+        info = StepInfo(self.count, self.num_steps, self.seed, evaluated)
         # A function of (seed, step, worker), so that a resumed run draws the same dropout.
         torch.manual_seed((self.seed * 1_000_003 + self.count) * 1_009 + dist.get_rank())
         schemes = self.embeddings.own_schemes()

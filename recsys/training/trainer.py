@@ -132,8 +132,9 @@ class Trainer:
         while self.progress.finished is None:
             batches = reader.epoch(self.progress.epoch, self.progress.position)
             for _ in range(reader.num_batches(self.progress.position)):
-                result = self.step.progress(batches, validation)
-                self._advance(result)
+                due = self._due()
+                result = self.step.progress(batches, validation, evaluated=due.save)
+                self._advance(result, due)
                 if self.progress.finished is not None:
                     break
             batches.close()
@@ -149,29 +150,35 @@ class Trainer:
         for epoch in itertools.count(self.progress.step):
             yield from reader.epoch(epoch)
 
-    def _advance(self, result: StepResult) -> None:
+    def _due(self) -> "_Due":
+        """What is done after the next step; schemes are told before it."""
         config, progress = self.config, self.progress
-        reader = self.readers["train"]
+        step = progress.step + 1
+        epoch_over = progress.position + config.batch_size >= self.readers["train"].num_rows
+        finished = None
+        if step == config.max_steps:
+            finished = f"max_steps reached: {config.max_steps}"
+        elif progress.epoch + epoch_over == config.epochs:
+            finished = f"epochs done: {config.epochs}"
+        validate = finished is not None or epoch_over or _every(step, config.validate_every_steps)
+        save = validate or _every(step, config.checkpoint_every_steps)
+        return _Due(epoch_over, finished, validate, save)
+
+    def _advance(self, result: StepResult, due: "_Due") -> None:
+        config, progress = self.config, self.progress
         progress.step += 1
-        progress.position = min(progress.position + config.batch_size, reader.num_rows)
+        progress.position += config.batch_size
         self._loss_sum += result.loss
-        epoch_over = progress.position == reader.num_rows
-        if epoch_over:
+        if due.epoch_over:
             progress.epoch += 1
             progress.position = 0
-        if progress.step == config.max_steps:
-            progress.finished = f"max_steps reached: {config.max_steps}"
-        elif progress.epoch == config.epochs:
-            progress.finished = f"epochs done: {config.epochs}"
-        last = progress.finished is not None
-        validate = last or epoch_over or _due(progress.step, config.validate_every_steps)
-        save = validate or _due(progress.step, config.checkpoint_every_steps)
+        progress.finished = due.finished
         # Before a checkpoint too: a diverged model must not take the place of a sound one.
-        if save or _due(progress.step, config.log_every_steps):
+        if due.save or _every(progress.step, config.log_every_steps):
             self._log_training()
-        if validate and self.readers["valid"].num_rows:
+        if due.validate and self.readers["valid"].num_rows:
             self._validate()
-        if save:
+        if due.save:
             self.save()
 
     def _log_training(self) -> None:
@@ -316,5 +323,14 @@ def share_statistics(model: nn.Module) -> None:
                 average_W /= dist.get_world_size()
 
 
-def _due(step: int, every: int | None) -> bool:
+@dataclass(frozen=True)
+class _Due:
+    epoch_over: bool
+    finished: str | None
+    """Why training ends."""
+    validate: bool
+    save: bool
+
+
+def _every(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0

@@ -18,6 +18,7 @@ from support.training import Recipe, fitted, scores, trainer_of, weights
 
 from feature_store.features import WEIGHT_COLUMN
 from recsys.checkpoint import Checkpoints
+from recsys.embeddings.compression.full import Full
 from recsys.models import DINConfig, DNNConfig
 from recsys.models.din import AttentionConfig
 from recsys.models.layers import MLPConfig
@@ -99,6 +100,30 @@ def test_training_ends_at_its_epochs_or_its_steps(files: tuple, tmp_path: Path) 
     assert (by_step.progress.epoch, by_step.progress.position) == (1, 200)
     assert by_step.checkpoints.last().step == 4
     assert by_step.checkpoints.last().state["progress"]["finished"] == "max_steps reached: 4"
+
+
+@one_rank
+def test_schemes_are_told_which_steps_are_evaluated(
+    files: tuple, valid_files: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nine steps an epoch; validated every four, saved every five as well."""
+    training = TrainingConfig(
+        batch_size=60,
+        epochs=2,
+        checkpoint_every_steps=5,
+        keep_checkpoints=100,
+        validate_every_steps=4,
+        early_stopping=None,
+    )
+    told: list[int] = []
+    monkeypatch.setattr(
+        Full,
+        "after_step",
+        lambda scheme, info, tables: told.append(info.step + 1) if info.evaluated else None,
+    )
+    trainer = fitted(Recipe(files, tmp_path, valid_files, training=training))
+    assert sorted(set(told)) == [4, 5, 8, 9, 10, 12, 15, 16, 18]
+    assert [saved.step for saved in trainer.checkpoints.all()] == sorted(set(told))
 
 
 @one_rank
