@@ -52,3 +52,16 @@ def initialize(model: nn.Module, tables: Iterable[Table], seed: int) -> None:
             )
             rows = initial_rows(table, seed, row, row + num_rows)
             local.tensor.copy_(rows[:, column : column + width])
+
+
+def initial_values(table: Table, seed: int, rows_N: Tensor) -> Tensor:
+    """(N, D) float32: some rows of the table, in any order, at the beginning of training."""
+    found_ND = torch.empty(rows_N.numel(), table.embedding_dim)
+    rows_N = rows_N.cpu()
+    chunks_N = rows_N // CHUNK_ROWS
+    for chunk in torch.unique(chunks_N).tolist():
+        here_N = chunks_N == chunk
+        first = chunk * CHUNK_ROWS
+        stop = int(rows_N[here_N].max()) + 1
+        found_ND[here_N] = initial_rows(table, seed, first, stop)[rows_N[here_N] - first]
+    return found_ND
