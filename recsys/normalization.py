@@ -15,7 +15,8 @@ from torch.distributed.nn.functional import all_reduce
 class MovingStatistics(nn.Module):
     """Mean and variance of each unit: of the batch in training, moving averages in evaluation.
 
-    With a mask, padded positions count in neither. A worker sees its own rows only; the trainer
+    With a mask, padded positions count in neither; numbers in its place say how often each
+    position counts. A worker sees its own rows only; the trainer
     averages the moving averages over workers before they are used or saved.
     """
 
@@ -59,9 +60,14 @@ class GlobalStatistics(MovingStatistics):
         weights = flat.new_ones(flat.shape[0]) if mask is None else mask.reshape(-1).float()
         # Around the moving mean, which all workers share, squares do not cancel.
         center_W = self.mean.clone()
-        centered = (flat - center_W) * weights[:, None]
+        centered = flat - center_W
+        weighted = centered * weights[:, None]
         sums_3W = torch.stack(
-            [weights.sum().expand_as(center_W), centered.sum(dim=0), centered.square().sum(dim=0)]
+            [
+                weights.sum().expand_as(center_W),
+                weighted.sum(dim=0),
+                (weighted * centered).sum(dim=0),
+            ]
         )
         if dist.is_initialized() and dist.get_world_size() > 1:
             sums_3W = all_reduce(sums_3W)
@@ -97,14 +103,28 @@ class BatchNorm(nn.Module):
 
     Unlike PyTorch's it takes a mask, positions in the middle, and a batch of one row (the last
     of an epoch can be one), and its moving variance is the biased one.
+
+    Args:
+        width: W.
+        epsilon: added to the variance.
+        momentum: of the moving averages.
+        across_workers: statistics of the batches of all workers; else each worker's own.
     """
 
-    def __init__(self, width: int, *, epsilon: float = 1e-5, momentum: float = 0.1) -> None:
+    def __init__(
+        self,
+        width: int,
+        *,
+        epsilon: float = 1e-5,
+        momentum: float = 0.1,
+        across_workers: bool = False,
+    ) -> None:
         super().__init__()
         self.epsilon = epsilon
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
-        self.statistics = MovingStatistics(width, momentum)
+        statistics = GlobalStatistics if across_workers else MovingStatistics
+        self.statistics = statistics(width, momentum)
 
     def forward(self, s: Tensor, mask: Tensor | None = None) -> Tensor:
         mean_W, variance_W = self.statistics(s, mask)
