@@ -68,14 +68,15 @@ class UnifiedConfig(SchemeConfig):
         _require_alike(spaces)
         lookups = self._lookups(spaces)
         dim = self.dim or _shared_dim(spaces, lookups)
-        row_bytes = FLOAT_BYTES * dim * self.num_tables
+        row_bytes = FLOAT_BYTES * dim
         if budget_bytes is None:
             num_rows = required_rows(self.num_rows, "unified")
-            whole = self._whole(spaces, num_rows * row_bytes)
+            whole = self._whole(spaces, num_rows * self.num_tables * row_bytes)
         else:
-            whole, num_rows = self._fitted(spaces, budget_bytes, row_bytes)
+            whole, num_rows = self._fitted(spaces, lookups, budget_bytes, row_bytes)
         shared = {s.name: lookups[s.name] for s in spaces if s not in whole}
-        config = self.model_copy(update={"num_rows": num_rows, "num_lookups": shared, "dim": dim})
+        sizes = {"num_rows": num_rows, "num_lookups": shared, "dim": dim}
+        config = self.model_copy(update=sizes)
         return {space.name: config if space.name in shared else None for space in spaces}
 
     def _lookups(self, spaces: SequenceOf[Space]) -> dict[str, int]:
@@ -99,16 +100,23 @@ class UnifiedConfig(SchemeConfig):
         return smallest_whole(bounded, self.whole_share * of_bytes)
 
     def _fitted(
-        self, spaces: SequenceOf[Space], budget_bytes: int, row_bytes: int
+        self,
+        spaces: SequenceOf[Space],
+        lookups: Mapping[str, int],
+        budget_bytes: int,
+        row_bytes: int,
     ) -> tuple[tuple[Space, ...], int]:
         """Features that stay whole and the rows of each table."""
         if sum(space.full_bytes for space in spaces) <= budget_bytes:
             return tuple(spaces), LEAST_ROWS
         for whole in (self._whole(spaces, budget_bytes), ()):
+            chunks = sum(lookups[space.name] for space in spaces if space not in whole)
+            # Fewer chunks than tables: the last tables are dealt none.
+            one_row_bytes = row_bytes * min(self.num_tables, chunks)
             left = budget_bytes - sum(space.full_bytes for space in whole)
-            if left >= LEAST_ROWS * row_bytes:
-                return whole, min(left // row_bytes, MOST_ROWS - 1)
-        raise too_small("unified", LEAST_ROWS * row_bytes, spaces, budget_bytes)
+            if left >= LEAST_ROWS * one_row_bytes:
+                return whole, min(left // one_row_bytes, MOST_ROWS - 1)
+        raise too_small("unified", LEAST_ROWS * one_row_bytes, spaces, budget_bytes)
 
     def scheme(self, space: Space, stage: str, decision: Decision) -> "Unified":
         """Look-ups in the shared tables."""
