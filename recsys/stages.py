@@ -13,6 +13,7 @@ import torch
 from feature_store.store import Version
 from recsys.checkpoint import Checkpoints
 from recsys.embeddings.config import kind_of
+from recsys.embeddings.scheme import SchemeConfig
 from recsys.embeddings.serving import whole_tables
 from recsys.evaluation.metrics import MetricState
 from recsys.experiment import Experiment
@@ -94,12 +95,17 @@ def _decided(trained: Trained, stage: str) -> dict[str, dict[str, torch.Tensor]]
     embeddings = trained.embeddings
     weights = whole_tables(embeddings)
     schemes = embeddings.schemes_by_space()
-    configs = {sized.space.name: sized.config for sized in embeddings.spaces}
-    several = {name: config for name, config in configs.items() if stage in config.stages}
+    # A budget is dealt out over the spaces of one setting, as it is written.
+    groups: dict[tuple[str, SchemeConfig], dict[str, SchemeConfig]] = {}
+    for sized in embeddings.spaces:
+        if stage in sized.config.stages:
+            written = trained.experiment.embeddings.of(sized.space.name).scheme
+            group = groups.setdefault((kind_of(sized.config), written), {})
+            group[sized.space.name] = sized.config
     found: dict[str, dict[str, torch.Tensor]] = {}
-    for kind in sorted({kind_of(config) for config in several.values()}):
-        mine = {name: schemes[name] for name, c in several.items() if kind_of(c) == kind}
-        config = configs[next(iter(mine))]
+    for configs in groups.values():
+        config = next(iter(configs.values()))
+        mine = {name: schemes[name] for name in configs}
         found |= config.decide(stage, mine, weights, lambda: split_metrics(trained, "valid")["auc"])
     return found
 

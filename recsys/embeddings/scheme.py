@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from torch import Tensor, nn
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 FLOAT_BYTES = 4
 Decision = Mapping[str, Tensor]
 """What a stage found out for one space, by name; the next stage is built from it."""
+
+ArchitectureOptimizer = Literal["adam", "normalized_sgd"]
 
 
 class SchemeError(ValueError):
@@ -131,6 +133,9 @@ class AbstractScheme(nn.Module, ABC):
     linear: ClassVar[bool] = False
     """`combine` ignores the ids and commutes with sums over them, so bags are summed inside the
     collections."""
+    architecture_optimizer: ClassVar[ArchitectureOptimizer] = "adam"
+    """Trains `architecture`. normalized_sgd: plain steps along the gradient over the mean of its
+    magnitudes in each row (the last dimension)."""
     raw_ids: ClassVar[bool] = False
     """Takes ids as encoded (any 64-bit number) instead of 0 .. num_ids - 1."""
 
@@ -153,6 +158,9 @@ class AbstractScheme(nn.Module, ABC):
     def penalty(self) -> Tensor | None:
         """Scalar that the last forward pass adds to the loss (a regulariser)."""
         return None
+
+    def start(self, tables: "TableAccess") -> None:
+        """Called once, before the first step of a training; a resumed one has its weights."""
 
     def before_step(self, info: StepInfo) -> None:
         """Called before the forward pass of every training step."""

@@ -5,7 +5,7 @@ parameter goes to the dense optimizer if its settings say so, and otherwise to t
 the sparse optimizer, so that where a table lies never changes what is learned.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple, TypeGuard
 
 import torch
@@ -18,7 +18,7 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from feature_store.config import Config
 from recsys.embeddings.collection import Embeddings, table_weight
-from recsys.embeddings.scheme import AbstractScheme
+from recsys.embeddings.scheme import AbstractScheme, ArchitectureOptimizer
 from recsys.embeddings.tables import Table
 
 
@@ -29,6 +29,28 @@ class SparseOptimizerConfig(Config):
     """The kinds that FBGEMM fuses on CPU and CUDA alike (Adam is CUDA only)."""
     lr: PositiveFloat = 0.05
     eps: PositiveFloat = 1e-8
+
+
+class NormalizedSGD(torch.optim.Optimizer):
+    """w <- w - lr * g / (mean |g| + epsilon), the mean over the last dimension.
+
+    Args:
+        params: what it trains.
+        lr: how far a weight whose gradient is its row's mean magnitude moves.
+        epsilon: keeps a row without a gradient where it is.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, epsilon: float = 1e-8) -> None:
+        super().__init__(params, {"lr": lr, "epsilon": epsilon})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move all weights that have a gradient."""
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    size = weight.grad.abs().mean(dim=-1, keepdim=True) + group["epsilon"]
+                    weight.sub_(group["lr"] * weight.grad / size)
 
 
 class DenseOptimizerConfig(Config):
@@ -49,6 +71,10 @@ _DENSE: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "adagrad": torch.optim.Adagrad,
     "sgd": torch.optim.SGD,
+}
+_ARCHITECTURE: dict[ArchitectureOptimizer, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "normalized_sgd": NormalizedSGD,
 }
 _PER_WEIGHT = {"adam": 8, "adamw": 8, "adagrad": 4, "sgd": 0}
 """Bytes of state by kind."""
@@ -145,6 +171,7 @@ class _Group(NamedTuple):
     lr: float | None = None
     """None: the optimizer's own."""
     l2: float = 0.0
+    architecture: ArchitectureOptimizer = "adam"
 
 
 _Owner = Table | AbstractScheme
@@ -177,7 +204,7 @@ def _group(name: str, owners: dict[str, _Owner]) -> _Group | None:
     own = ".".join(parts[place + 1 :])
     lr = owner.learning_rates.get(own)
     if own.startswith("architecture."):
-        return _Group("architecture", lr)
+        return _Group("architecture", lr, architecture=owner.architecture_optimizer)
     return _Group("dense", lr, owner.space.settings.l2 if lr is None else 0.0)
 
 
@@ -189,7 +216,7 @@ def _unfused(
         return _SPARSE[sparse.kind], arguments | ({"weight_decay": group.l2} if group.l2 else {})
     arguments = {"lr": dense.lr if group.lr is None else group.lr}
     if group.part == "architecture":
-        return torch.optim.Adam, arguments
+        return _ARCHITECTURE[group.architecture], arguments
     if group.l2:
         # Adam adds its decay to the gradient, which is the penalty's; AdamW's is another thing.
         kind = "adam" if dense.kind == "adamw" else dense.kind

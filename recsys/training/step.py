@@ -15,6 +15,7 @@ from recsys.embeddings.access import TableAccess
 from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.scheme import StepInfo
 from recsys.models.ranker import AbstractRanker
+from recsys.normalization import kept_averages
 from recsys.objectives.click import log_loss
 from recsys.training.optimizers import Optimizers
 
@@ -99,6 +100,9 @@ class Step:
         # A function of (seed, step, worker), so that a resumed run draws the same dropout.
         torch.manual_seed((self.seed * 1_000_003 + self.count) * 1_009 + dist.get_rank())
         schemes = self.embeddings.own_schemes()
+        if self.count == 0:
+            for scheme in schemes:
+                scheme.start(self.tables)
         for scheme in schemes:
             scheme.before_step(info)
         if validation is not None:
@@ -116,7 +120,7 @@ class Step:
     def _search(self, batch: Batch) -> None:
         """Move the architecture against the validation loss; every weight stays as it is."""
         self.optimizers.zero_grad()
-        with self.embeddings.frozen_tables():
+        with self.embeddings.frozen_tables(), kept_averages(self.model):
             loss, _ = self.model(batch.to(self.device, non_blocking=True))
             loss.backward()
         self.optimizers.step_architecture()

@@ -128,7 +128,7 @@ class Trainer:
         if not reader.num_rows:
             raise ValueError("the training split has no rows; look at data.split and the source")
         self._logged = (self.progress.step, time.perf_counter())
-        validation = self._validation_batches() if self.step.searches else None
+        validation = self.validation_batches() if self.step.searches else None
         while self.progress.finished is None:
             batches = reader.epoch(self.progress.epoch, self.progress.position)
             for _ in range(reader.num_batches(self.progress.position)):
@@ -140,14 +140,16 @@ class Trainer:
             batches.close()
         return self.progress
 
-    def _validation_batches(self) -> Iterator[Batch]:
-        """Endless, shuffled anew in every pass; a resumed run begins with a pass of its own."""
+    def validation_batches(self) -> Iterator[Batch]:
+        """Endless, one a step, shuffled anew in every pass; resumed where the steps stand."""
         reader = self.readers["search"]
         if not reader.num_rows:
             raise ValueError(
                 "a scheme that searches needs validation rows; give data.split a share of them"
             )
-        for epoch in itertools.count(self.progress.step):
+        first, done = divmod(self.step.count, reader.num_batches())
+        yield from reader.epoch(first, done * self.config.batch_size)
+        for epoch in itertools.count(first + 1):
             yield from reader.epoch(epoch)
 
     def _due(self) -> "_Due":

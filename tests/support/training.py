@@ -1,6 +1,5 @@
 """A trainer over the encoded rows of `support.encoded`, on as many ranks as it is called on."""
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,11 +122,7 @@ def fitted(recipe: Recipe, *, resume: bool = False) -> Trainer:
 def global_losses(trainer: Trainer, num_steps: int) -> list[float]:
     """Steps from where the trainer stands; the loss of each global batch."""
     losses: list[float] = []
-    search = None
-    if trainer.step.searches:
-        search = itertools.chain.from_iterable(
-            map(trainer.readers["search"].epoch, itertools.count(trainer.step.count))
-        )
+    search = trainer.validation_batches() if trainer.step.searches else None
     reader, progress = trainer.readers["train"], trainer.progress
     epoch, batches = progress.epoch, reader.epoch(progress.epoch, progress.position)
     while len(losses) < num_steps:
