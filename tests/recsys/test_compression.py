@@ -32,10 +32,12 @@ from recsys.training.trainer import TrainingConfig
 
 STEPS = 12
 SETTINGS: dict[str, dict[str, Any]] = {
+    "dhe": {"num_hashes": 16, "width": 4},
     "double_hash": {"num_rows": 9},
     "dpq": {"num_choices": 8, "num_parts": 4},
     "hash": {"num_rows": 20},
     "mgqe": {"num_choices": 8, "num_choices_rare": 4},
+    "tt_rec": {"rank": 2},
     "unified": {"num_rows": 31, "num_tables": 2, "whole_share": 0.2},
 }
 """By method, settings that fit 40 users, 60 items and 12 tags; others take their defaults."""

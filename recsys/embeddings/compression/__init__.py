@@ -5,22 +5,26 @@ from typing import Annotated, get_args
 from pydantic import BeforeValidator, Field
 
 from recsys.embeddings.compression.compositional import CompositionalConfig
+from recsys.embeddings.compression.dhe import DHEConfig
 from recsys.embeddings.compression.double_hashing import DoubleHashConfig
 from recsys.embeddings.compression.dpq import DPQConfig
 from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.compression.hashing_trick import HashConfig
 from recsys.embeddings.compression.mgqe import MGQEConfig
+from recsys.embeddings.compression.tt_rec import TTRecConfig
 from recsys.embeddings.compression.unified import UnifiedConfig
 from recsys.embeddings.scheme import SchemeConfig
 
 # fmt: off
 _Any = (
     CompositionalConfig
+    | DHEConfig
     | DPQConfig
     | DoubleHashConfig
     | FullConfig
     | HashConfig
     | MGQEConfig
+    | TTRecConfig
     | UnifiedConfig
 )
 # fmt: on

@@ -264,7 +264,9 @@ class DPQ(AbstractScheme):
         """(..., P) int64 codes of rows of the full table (..., D), by the moving averages."""
         found = []
         for ids_V, queries_VD in zip(
-            ids.flatten().split(_CHUNK_ROWS), queries.flatten(0, -2).split(_CHUNK_ROWS), strict=True
+            ids.flatten().split(_CHUNK_ROWS),
+            queries.reshape(ids.numel(), self.embedding_dim).split(_CHUNK_ROWS),
+            strict=True,
         ):
             # In float64, so that the order of a sum decides no choice: it differs by the shape.
             responses = self._normalized(self._responses(queries_VD.double()))
