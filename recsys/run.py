@@ -83,6 +83,8 @@ class CheckResult:
     columns: dict[str, str]
     """Raw columns and their types."""
     placements: tuple[Placement, ...]
+    worker_bytes: tuple[int, ...]
+    """Table weights on each worker, by rank."""
     sizes: tuple[StorageSize, ...]
     """Bytes of every table and of every scheme's own storage."""
     full_bytes: int
@@ -164,11 +166,13 @@ def check(experiment: Experiment, progress: OnProgress = silent) -> CheckResult:
         batch_size=-(-training.batch_size // world_size),
         topology=training.topology,
     )
+    placements = tuple(sharding.explain(sharding_plan, tables))
     return CheckResult(
         rows_read=first.rows_read,
         rows_rejected=first.rows_rejected,
         columns={column.name: column.type for column in fitted.columns},
-        placements=tuple(sharding.explain(sharding_plan, tables)),
+        placements=placements,
+        worker_bytes=sharding.worker_bytes(placements, world_size),
         sizes=account(embeddings, training),
         full_bytes=full_bytes(embeddings),
         estimated=first.rows_read >= PREVIEW_ROWS,

@@ -113,6 +113,10 @@ def show_check(name: str, result: "CheckResult") -> None:
         sum(vars(storage)[key] for storage in result.sizes)
         for key in ("parameter_bytes", "optimizer_bytes", "serving_bytes")
     )
+    for placement in result.placements:
+        show(f"        {placement.sentence()}")
+    held = ", ".join(f"{rank}: {size(held)}" for rank, held in enumerate(result.worker_bytes))
+    show(f"Workers {held} of table weights")
     show(f"Rows    {result.rows_read:,} read, {result.rows_rejected:,} would be rejected")
     show(f"Memory  {size(weights)} of table weights and {size(state)} of optimizer state")
     show(f"        {size(served)} when served, of {size(result.full_bytes)} uncompressed")

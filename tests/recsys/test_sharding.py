@@ -25,7 +25,7 @@ from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings, SequenceVectors
 from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
 from recsys.embeddings.initial import initialize
-from recsys.embeddings.sharding import TopologyConfig, explain, plan, shard
+from recsys.embeddings.sharding import TopologyConfig, explain, plan, shard, worker_bytes
 from recsys.training.optimizers import SparseOptimizerConfig
 from recsys.training.trainer import TrainingConfig
 
@@ -188,11 +188,72 @@ def test_replicated_tables_are_explained_as_such() -> None:
     }
 
 
+POOLED = LAYOUT.model_copy(
+    update={"ids": tuple(field for field in LAYOUT.ids if field.shape != "sequence")}
+)
+MIXED = ("table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise",
+         "grid_shard")  # fmt: skip
+
+
+def pooled_losses(files: tuple[Path, ...]) -> dict[str, list[float]]:
+    """Losses of ten steps of a model without sequences, by sharding type."""
+    found = {}
+    for sharding in MIXED:
+        training = TrainingConfig(
+            batch_size=60, sparse_optimizer=SparseOptimizerConfig(kind="adagrad")
+        )
+        recipe = Recipe(
+            files,
+            Path("unused"),
+            layout=POOLED,
+            embeddings=embeddings_of(sharding),
+            training=training,
+        )
+        found[sharding] = global_losses(trainer_of(recipe), 10)
+    return found
+
+
+@pytest.mark.distributed
+def test_every_type_trains_pooled_tables_alike_on_any_number_of_workers(
+    files: tuple[Path, ...],
+) -> None:
+    one, two = (on_ranks(workers, pooled_losses, files)[0] for workers in (1, 2))
+    expected = one["table_wise"]
+    assert len(set(expected)) == 10
+    for losses in (*one.values(), *two.values()):
+        np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sharding", ["table_row_wise", "table_column_wise", "grid_shard"])
+def test_a_table_with_sequences_says_how_it_can_be_sharded(sharding: str) -> None:
+    with pytest.raises(ValueError, match=r"'item' is read one vector an id.*row_wise"):
+        planned(sharding, 2)
+
+
+def test_a_plan_tells_bytes_of_each_worker_in_words() -> None:
+    placements = planned("row_wise", 2)
+    city = placements[3]
+    assert city.worker_bytes == (1600, 1600)
+    assert city.sentence() == (
+        "city (100 rows x 8) is cut by rows over workers 0, 1, 1,600 bytes each"
+    )
+    rows = [p.num_embeddings for p in placements]
+    assert sum(worker_bytes(placements, 2)) == sum(rows) * 8 * 4
+    replicated = planned("data_parallel", 2)
+    assert worker_bytes(replicated, 2) == (sum(rows) * 8 * 4,) * 2
+    assert "whole on every worker" in replicated[0].sentence()
+    (user, *_) = planned("table_wise", 2)
+    assert f"lies on worker {user.ranks[0]}" in user.sentence()
+
+
 def test_tables_that_fit_nowhere_are_an_error_that_says_what_to_do() -> None:
     huge = EmbeddingsConfig(default=FeatureEmbedding(embedding_dim=64, num_embeddings=10**8))
     meta = Embeddings(LAYOUT, huge, torch.device("meta"))
     tables = meta.tables
-    with pytest.raises(ValueError, match=r"no sharding plan fits 2 worker.*memory_gib"):
+    with pytest.raises(
+        ValueError,
+        match=r"fits 2 worker.*the table 'city' takes 25,600,000,000 bytes, even cut by rows",
+    ):
         plan(
             meta,
             tables,
