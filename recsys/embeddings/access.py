@@ -115,8 +115,15 @@ def _shards(value: Any) -> list[Shard]:
 
 def _state_shards(state: Any, table: Table) -> list[Shard]:
     """Of state with a number or a vector a row; a step count is neither."""
-    if not isinstance(state, Tensor | ShardedTensor) or not state.dim():
-        return []
-    if isinstance(state, Tensor) and state.shape[0] != table.num_embeddings:
-        return []
-    return _shards(state)
+    if isinstance(state, ShardedTensor):
+        # Each column-wise shard has an accumulator of its own for every row; in the whole state
+        # they stand one below the other.
+        return [
+            shard._replace(row=shard.row % table.num_embeddings)
+            if shard.tensor.dim() == 1
+            else shard
+            for shard in _shards(state)
+        ]
+    if isinstance(state, Tensor) and state.dim() and state.shape[0] == table.num_embeddings:
+        return _shards(state)
+    return []
