@@ -35,6 +35,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dhe": {"num_hashes": 16, "width": 4},
     "double_hash": {"num_rows": 9},
     "dpq": {"num_choices": 8, "num_parts": 4},
+    "dynamic": {"capacity": 20, "min_count": 1, "update_every": 2},
     "hash": {"num_rows": 20},
     "mgqe": {"num_choices": 8, "num_choices_rare": 4},
     "tt_rec": {"rank": 2},

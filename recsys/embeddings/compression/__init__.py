@@ -8,6 +8,7 @@ from recsys.embeddings.compression.compositional import CompositionalConfig
 from recsys.embeddings.compression.dhe import DHEConfig
 from recsys.embeddings.compression.double_hashing import DoubleHashConfig
 from recsys.embeddings.compression.dpq import DPQConfig
+from recsys.embeddings.compression.dynamic import DynamicConfig
 from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.compression.hashing_trick import HashConfig
 from recsys.embeddings.compression.mgqe import MGQEConfig
@@ -21,6 +22,7 @@ _Any = (
     | DHEConfig
     | DPQConfig
     | DoubleHashConfig
+    | DynamicConfig
     | FullConfig
     | HashConfig
     | MGQEConfig
