@@ -4,7 +4,7 @@ A row's bits say which of its columns have a value; its values lie one after ano
 offset. Tables with few nonempty rows store those alone, with their sorted numbers. This is the
 storage of checkpoints and bundles, so its bytes are what a pruning method really saves.
 
-Shapes: R rows of a table, D embedding width, S rows that are stored, N values, (...) rows asked for.
+Shapes: R rows of a table, D embedding width, (...) rows asked for.
 """
 
 import torch
