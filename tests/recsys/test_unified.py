@@ -96,7 +96,7 @@ def test_one_table_serves_all_and_stores_nothing_beside_it() -> None:
     (table,) = embeddings.tables
     assert (table.name, table.num_embeddings, table.embedding_dim) == ("unified", 30, 4)
     assert {field.space for field in table.fields} == {"user", "item", "tags", "city"}
-    assert list(embeddings.state_dict()) == ["unpooled.embeddings.unified_table.weight"]
+    assert list(embeddings.state_dict()) == ["unpooled.4.embeddings.unified_table.weight"]
     assert all(scheme.storage_bytes() == 0 for scheme in embeddings.own_schemes())
 
 
@@ -204,9 +204,9 @@ def test_settings_that_do_not_fit_are_refused_in_the_users_words() -> None:
         sized(space("a", 50), num_lookups=3)
     with pytest.raises(SchemeError, match=r"embedding_dim \[8, 16\] share a table"):
         sized(space("a", 50), space("b", 50, 8))
-    with pytest.raises(SchemeError, match="'a' and 'b' .* differ in init_range: 0.05 and 0.1"):
+    with pytest.raises(SchemeError, match=r"'a' and 'b' .* differ in init_range: 0.05 and 0.1"):
         sized(space("a", 50), space("b", 50, init_range=0.1))
-    with pytest.raises(SchemeError, match="num_lookups names 'usr'.*did you mean 'user'"):
+    with pytest.raises(SchemeError, match=r"num_lookups names 'usr'.*did you mean 'user'"):
         sized(space("user", 50), num_lookups={"usr": 2})
     with pytest.raises(ValidationError, match="num_rows"):
         UnifiedConfig(num_rows=2**31)
