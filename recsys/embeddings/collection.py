@@ -52,7 +52,7 @@ class AbstractEmbeddings(nn.Module):
 class Embeddings(AbstractEmbeddings):
     """Every space's scheme, and the tables that the schemes ask for.
 
-    Tables of pooled columns lie in one collection, those needed one vector an id in another.
+    Tables of pooled columns lie in one collection, those needed one vector an id in one a width.
     Tables that are whole on every worker are ordinary parameters beside the collections: FBGEMM's
     data-parallel kernel has no unpooled look-up on CPU, and merges tables into one flat parameter.
 
@@ -110,16 +110,22 @@ class Embeddings(AbstractEmbeddings):
         pooled = [table for table in sharded if not table.per_id]
         unpooled = [table for table in sharded if table.per_id]
         self.pooled_keys = [key for table in pooled for key in table.keys]
-        self.unpooled_keys = [key for table in unpooled for key in table.keys]
         self.pooled = (
             EmbeddingBagCollection(tables=[_bag_config(t) for t in pooled], device=device)
             if pooled
             else None
         )
-        self.unpooled = (
-            EmbeddingCollection(tables=[_sequence_config(t) for t in unpooled], device=device)
-            if unpooled
-            else None
+        # An unpooled collection takes tables of one width.
+        widths = sorted({table.embedding_dim for table in unpooled})
+        by_width = {width: [t for t in unpooled if t.embedding_dim == width] for width in widths}
+        self.unpooled_keys = {w: [key for t in by_width[w] for key in t.keys] for w in widths}
+        self.unpooled = nn.ModuleDict(
+            {
+                str(width): EmbeddingCollection(
+                    tables=[_sequence_config(table) for table in by_width[width]], device=device
+                )
+                for width in widths
+            }
         )
         self.replicated_tables = [table for table in self.tables if table.settings.replicated]
         self.replicated = nn.ParameterDict(
@@ -154,9 +160,9 @@ class Embeddings(AbstractEmbeddings):
             keyed = self.pooled(_jagged(self.pooled_keys, rows, places, lengths_FB)).to_dict()
             for key in self.pooled_keys:
                 found[key.field.name, key.lookup] = self._used(keyed[key.name])
-        if self.unpooled is not None:
-            jagged = self.unpooled(_jagged(self.unpooled_keys, rows, places, lengths_FB))
-            for key in self.unpooled_keys:
+        for width, keys in self.unpooled_keys.items():
+            jagged = self.unpooled[str(width)](_jagged(keys, rows, places, lengths_FB))
+            for key in keys:
                 vectors_VD = self._used(jagged[key.name].values())
                 lengths_B = lengths_FB[places[key.field.name]]
                 found[key.field.name, key.lookup] = self._bagged(key, vectors_VD, lengths_B)
@@ -295,7 +301,8 @@ def table_weight(embeddings: Embeddings, table: Table) -> nn.Parameter:
     if table.settings.replicated:
         return embeddings.replicated[table.parameter]
     if table.per_id:
-        assert embeddings.unpooled is not None
-        return embeddings.unpooled.embeddings[table.parameter].weight
+        collection = embeddings.unpooled[str(table.embedding_dim)]
+        assert isinstance(collection, EmbeddingCollection), "unsharded"
+        return collection.embeddings[table.parameter].weight
     assert embeddings.pooled is not None
     return embeddings.pooled.embedding_bags[table.parameter].weight
