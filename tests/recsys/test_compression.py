@@ -37,6 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dpq": {"num_choices": 8, "num_parts": 4},
     "dynamic": {"capacity": 20, "min_count": 1, "update_every": 2},
     "hash": {"num_rows": 20},
+    "mde": {"alpha": 0.9},
     "mgqe": {"num_choices": 8, "num_choices_rare": 4},
     "tt_rec": {"rank": 2},
     "unified": {"num_rows": 31, "num_tables": 2, "whole_share": 0.2},

@@ -11,6 +11,7 @@ from recsys.embeddings.compression.dpq import DPQConfig
 from recsys.embeddings.compression.dynamic import DynamicConfig
 from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.compression.hashing_trick import HashConfig
+from recsys.embeddings.compression.mde import MDEConfig
 from recsys.embeddings.compression.mgqe import MGQEConfig
 from recsys.embeddings.compression.tt_rec import TTRecConfig
 from recsys.embeddings.compression.unified import UnifiedConfig
@@ -25,6 +26,7 @@ _Any = (
     | DynamicConfig
     | FullConfig
     | HashConfig
+    | MDEConfig
     | MGQEConfig
     | TTRecConfig
     | UnifiedConfig
