@@ -4,6 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import BeforeValidator, Field
 
+from recsys.embeddings.compression.autodim import AutoDimConfig
 from recsys.embeddings.compression.compositional import CompositionalConfig
 from recsys.embeddings.compression.dhe import DHEConfig
 from recsys.embeddings.compression.double_hashing import DoubleHashConfig
@@ -19,7 +20,8 @@ from recsys.embeddings.scheme import SchemeConfig
 
 # fmt: off
 _Any = (
-    CompositionalConfig
+    AutoDimConfig
+    | CompositionalConfig
     | DHEConfig
     | DPQConfig
     | DoubleHashConfig
