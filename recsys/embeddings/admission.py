@@ -237,8 +237,14 @@ class Sketch(nn.Module):
         return positive_N % self.ids.shape[0]
 
     @torch.no_grad()
-    def add(self, amounts: Amounts, now: int) -> None:
-        """Add to the scores of distinct ids, none of them 0."""
+    def add(self, amounts: Amounts, now: int, *, whole: bool = False) -> None:
+        """Add to the scores of distinct ids, none of them 0.
+
+        Args:
+            amounts: of the ids.
+            now: the step.
+            whole: new ids among them have gathered no more than this, so they inherit nothing.
+        """
         ids_N, amounts_N = amounts
         buckets_N = self.buckets(ids_N)
         match_NS = self.ids[buckets_N] == ids_N[:, None]
@@ -246,9 +252,12 @@ class Sketch(nn.Module):
         known, place = buckets_N[known_N], match_NS[known_N].int().argmax(dim=1)
         self.scores[known, place] += amounts_N[known_N].float()
         self.seen[known, place] = now
-        self._insert(ids_N[~known_N], amounts_N[~known_N], buckets_N[~known_N], now)
+        inherits = self.inherits and not whole
+        new = Amounts(ids_N[~known_N], amounts_N[~known_N])
+        self._insert(new, buckets_N[~known_N], now, inherits)
 
-    def _insert(self, ids_N: Tensor, amounts_N: Tensor, buckets_N: Tensor, now: int) -> None:
+    def _insert(self, new: Amounts, buckets_N: Tensor, now: int, inherits: bool) -> None:
+        ids_N, amounts_N = new
         if not ids_N.numel():
             return
         order_N = ids_N.argsort()
@@ -261,7 +270,7 @@ class Sketch(nn.Module):
         ids_N, amounts_N, buckets_N = ids_N[fits_N], amounts_N[fits_N].float(), buckets_N[fits_N]
         order_NS = ascending(self.scores[buckets_N], self.seen[buckets_N], self.ids[buckets_N])
         places_N = order_NS.gather(1, turns_N[fits_N][:, None])[:, 0]
-        if self.inherits:
+        if inherits:
             amounts_N = amounts_N + self.scores[buckets_N, places_N]
         self.ids[buckets_N, places_N] = ids_N
         self.scores[buckets_N, places_N] = amounts_N

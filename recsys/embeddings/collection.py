@@ -186,11 +186,16 @@ class Embeddings(AbstractEmbeddings):
     @contextmanager
     def frozen_tables(self) -> Iterator[None]:
         """Within, no gradient reaches the sharded tables, so a backward pass updates none."""
-        self.frozen = True
+        self._freeze(True)
         try:
             yield
         finally:
-            self.frozen = False
+            self._freeze(False)
+
+    def _freeze(self, frozen: bool) -> None:
+        self.frozen = frozen
+        for scheme in self.own_schemes():
+            scheme.frozen = frozen
 
     def penalty(self) -> Tensor | None:
         """What all schemes add to the loss after a forward pass."""

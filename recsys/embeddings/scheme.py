@@ -128,6 +128,7 @@ class AbstractScheme(nn.Module, ABC):
             other parameters are trained by the dense optimizer.
         learning_rates: by name of an own parameter, its learning rate where it is not the dense
             optimizer's.
+        frozen: the pass under way trains no rows; those that update themselves must not note it.
     """
 
     linear: ClassVar[bool] = False
@@ -139,9 +140,13 @@ class AbstractScheme(nn.Module, ABC):
     raw_ids: ClassVar[bool] = False
     """Takes ids as encoded (any 64-bit number) instead of 0 .. num_ids - 1."""
 
+    replays: ClassVar[bool] = False
+    """Wants every batch forward and backward once more after all updates, and `after_replay`."""
+
     def __init__(self, space: Space) -> None:
         super().__init__()
         self.space = space
+        self.frozen = False
         self.lookups: tuple[TableSpec, ...] = ()
         self.embedding_dim = space.embedding_dim
         self.architecture = nn.ParameterDict()
@@ -167,6 +172,9 @@ class AbstractScheme(nn.Module, ABC):
 
     def after_step(self, info: StepInfo, tables: "TableAccess") -> None:
         """Called after all optimizers: rows that update themselves, pruning, admission."""
+
+    def after_replay(self, info: StepInfo) -> None:
+        """Called after the batch's second pass, which trained nothing, where `replays`."""
 
     def metrics(self) -> dict[str, float]:
         """What is worth logging of the steps since the last call; equal on all workers."""
@@ -195,6 +203,10 @@ class AbstractScheme(nn.Module, ABC):
         """Bytes of its own parameters and buffers, as they are."""
         tensors = (*self.parameters(), *self.buffers())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def optimizer_bytes(self) -> int:
+        """Bytes among `storage_bytes` that are state of an optimizer of its own."""
+        return 0
 
     def serving_bytes(self) -> int:
         """Bytes that `serving` will hold beside its look-ups' tables, known before training.

@@ -57,8 +57,9 @@ def account(embeddings: Embeddings, training: TrainingConfig) -> tuple[StorageSi
                     is_table=False,
                     num_embeddings=scheme.space.num_ids or 0,
                     embedding_dim=scheme.embedding_dim,
-                    parameter_bytes=scheme.storage_bytes(),
-                    optimizer_bytes=dense_state_bytes(_trained_weights(scheme), dense),
+                    parameter_bytes=scheme.storage_bytes() - scheme.optimizer_bytes(),
+                    optimizer_bytes=scheme.optimizer_bytes()
+                    + dense_state_bytes(_trained_weights(scheme), dense),
                     serving_bytes=scheme.serving_bytes(),
                     fields=tuple(field.name for field in scheme.space.fields),
                 )

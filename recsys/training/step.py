@@ -97,8 +97,7 @@ class Step:
             evaluated: the model is validated or saved right after this step.
         """
         info = StepInfo(self.count, self.num_steps, self.seed, evaluated)
-        # A function of (seed, step, worker), so that a resumed run draws the same dropout.
-        torch.manual_seed((self.seed * 1_000_003 + self.count) * 1_009 + dist.get_rank())
+        self._reseed()
         schemes = self.embeddings.own_schemes()
         if self.count == 0:
             for scheme in schemes:
@@ -114,8 +113,24 @@ class Step:
         self.optimizers.step()  # everything else
         for scheme in schemes:
             scheme.after_step(info, self.tables)
+        if any(scheme.replays for scheme in schemes):
+            self._replay(batch)
+            for scheme in schemes:
+                scheme.after_replay(info)
         self.count += 1
         return StepResult(loss.detach(), logits_BT.detach(), batch)
+
+    def _reseed(self) -> None:
+        # A function of (seed, step, worker), so that a resumed run draws the same dropout.
+        torch.manual_seed((self.seed * 1_000_003 + self.count) * 1_009 + dist.get_rank())
+
+    def _replay(self, batch: Batch) -> None:
+        """The same batch with the updated weights, for schemes that want its gradient alone."""
+        self._reseed()
+        self.optimizers.zero_grad()
+        with self.embeddings.frozen_tables(), kept_averages(self.model):
+            loss, _ = self.model(batch)
+            loss.backward()
 
     def _search(self, batch: Batch) -> None:
         """Move the architecture against the validation loss; every weight stays as it is."""

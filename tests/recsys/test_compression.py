@@ -32,6 +32,7 @@ from recsys.training.trainer import TrainingConfig
 
 STEPS = 12
 SETTINGS: dict[str, dict[str, Any]] = {
+    "cafe": {"num_hot": 8, "num_shared": 10, "threshold": 2.0, "update_every": 2},
     "dhe": {"num_hashes": 16, "width": 4},
     "double_hash": {"num_rows": 9},
     "dpq": {"num_choices": 8, "num_parts": 4},
@@ -245,6 +246,7 @@ def test_bytes_are_as_accounted(outcome: Outcome, request: pytest.FixtureRequest
     sizes = account(embeddings, outcome.recipe.training)
     tensors = (*embeddings.parameters(), *embeddings.buffers())
     held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    held -= sum(scheme.optimizer_bytes() for scheme in embeddings.own_schemes())
     assert sum(size.parameter_bytes for size in sizes) == held
     promised = sum(size.serving_bytes for size in sizes)
     served = sum(serving_form(embeddings).storage_bytes().values())

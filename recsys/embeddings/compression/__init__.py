@@ -5,6 +5,7 @@ from typing import Annotated, get_args
 from pydantic import BeforeValidator, Field
 
 from recsys.embeddings.compression.autodim import AutoDimConfig
+from recsys.embeddings.compression.cafe import CafeConfig
 from recsys.embeddings.compression.compositional import CompositionalConfig
 from recsys.embeddings.compression.dhe import DHEConfig
 from recsys.embeddings.compression.double_hashing import DoubleHashConfig
@@ -21,6 +22,7 @@ from recsys.embeddings.scheme import SchemeConfig
 # fmt: off
 _Any = (
     AutoDimConfig
+    | CafeConfig
     | CompositionalConfig
     | DHEConfig
     | DPQConfig
