@@ -207,13 +207,21 @@ def evaluate(run: Run, which: Which = "best") -> None:
 
 
 @app.command()
-def export(run: Run, which: Which = "best") -> None:
+def export(
+    run: Run,
+    which: Which = "best",
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "int4"] | None,
+        typer.Option(help="Of the embedding tables; the experiment's if absent."),
+    ] = None,
+) -> None:
     """Write a run's bundle and verify it in a fresh process before it appears."""
     versions.import_quietly()
     from recsys import run as stages
 
     with console.Reporter() as report:
-        bundle = stages.export(run, which=which, progress=report)
+        bundle = stages.export(run, which=which, precision=precision, progress=report)
+    summary.show_embeddings(bundle)
     console.show(f"Bundle  {bundle}")
     console.show(f"Next    recsys serve {bundle}")
 
@@ -277,6 +285,23 @@ def run(
     with console.Reporter() as report:
         result = stages.run(experiment, root=runs, fresh=fresh, progress=report)
     summary.show_run(result)
+
+
+@embeddings_app.command("analyse")
+def analyse_embeddings(
+    run: Run,
+    which: Which = "best",
+    split: Annotated[
+        Literal["train", "valid", "test"], typer.Option(help="Whose rows weigh the collisions.")
+    ] = "train",
+) -> None:
+    """Measure how a run's features share their tables: collisions, angles, norms."""
+    versions.import_quietly()
+    from recsys import analyse, rundir
+
+    result = analyse.analyse(run, which=which, split=split)
+    summary.show_analysis(result)
+    console.show(f"Numbers {rundir.find_run(run) / analyse.ANALYSIS_FILE}")
 
 
 @embeddings_app.command("sweep")

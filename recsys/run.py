@@ -8,7 +8,7 @@ experiment redoes nothing.
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipelines.sources import DataConfig, preview
 from recsys.checkpoint import Checkpoints
 from recsys.embeddings import sharding
 from recsys.embeddings.collection import Embeddings
-from recsys.embeddings.serving import serving_form
+from recsys.embeddings.quantized import Precision
 from recsys.embeddings.sharding import Placement
 from recsys.evaluation.document import read_json
 from recsys.evaluation.evaluate import Evaluator, count_rates, scored_rows
@@ -35,6 +35,7 @@ from recsys.export.bundle import Bundle, BundleMismatch, BundleNotFound
 from recsys.export.publish import export_bundle
 from recsys.export.signature import TextFormat
 from recsys.models import ranker
+from recsys.precision import reduced
 from recsys.rundir import (
     BUNDLE_FOLDER,
     CHECKPOINTS_FOLDER,
@@ -243,22 +244,32 @@ def _data_summary(version: Version) -> DataSummary:
     )
 
 
-def export(run_dir: Path, *, which: str = "best", progress: OnProgress = silent) -> Path:
+def export(
+    run_dir: Path,
+    *,
+    which: str = "best",
+    precision: Precision | None = None,
+    progress: OnProgress = silent,
+) -> Path:
     """Write the run's bundle, checked in a fresh process before it appears.
 
     Args:
         run_dir: the run's folder.
         which: "best" or "last" checkpoint.
-        progress: told of every stage.
+        precision: of the embedding tables; the experiment's if absent.
+        progress: told of every stage, and of what the precision changes.
 
     Returns:
         The bundle's folder.
+
+    Raises:
+        PrecisionExceeded: a weight is further off than its format explains.
     """
     run_dir = find_run(run_dir)
     trained = load_trained(run_dir, which)
     model = trained.model.ranker
-    assert isinstance(model.embeddings, Embeddings), "a trained run is in training form"
-    model.embeddings = serving_form(model.embeddings, trained.experiment.export.precision)
+    progress("export", "tables", None, None)
+    model.embeddings, change = reduced(trained, precision or trained.experiment.export.precision)
     report = run_dir / REPORT_FILE
     headline = read_json(report)["splits"] if report.exists() else {}
     export_bundle(
@@ -274,6 +285,7 @@ def export(run_dir: Path, *, which: str = "best", progress: OnProgress = silent)
             "checkpoint": trained.checkpoint.folder.name,
             "made_of": made_of(trained.checkpoint),
             "metrics": {split: values["metrics"] for split, values in headline.items()},
+            "embeddings": {"summary": change.sentence(), **asdict(change)},
         },
         on_progress=lambda stage, done, total: progress("export", stage, done, total),
         text=text_format(trained.experiment.data),

@@ -1,5 +1,6 @@
 """What the command line prints when a command has ended: short, and with the next thing to try."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,9 +9,12 @@ from recsys.console import duration, show, show_table, size
 
 if TYPE_CHECKING:  # these modules take seconds to import; the commands have imported them
     from pipelines.build import BuildResult
+    from recsys.embeddings.analysis import Analysis, Collisions
     from recsys.run import CheckResult, RunSummary
     from recsys.sweep import SweepResult
 
+_CLOSEST = 10
+"""Pairs of features that an analysis shows."""
 METRICS = {"auc": "AUC", "gauc": "GAUC", "logloss": "log loss", "ne": "NE", "calibration": "calib."}
 
 
@@ -27,6 +31,7 @@ def show_run(summary: "RunSummary") -> None:
     show(f"Time    {spent or 'nothing to do'}{reused}")
     show(f"Report  {summary.folder / 'report.html'}")
     show(f"Bundle  {summary.bundle}")
+    show_embeddings(summary.bundle)
     show(f"Next    {_predict(summary.bundle)}")
 
 
@@ -132,6 +137,79 @@ def show_sweep(result: "SweepResult") -> None:
         show(sentence)
     show(f"Cells   {len(result.cells):,}, of which {result.reused:,} from an earlier call")
     show(f"Page    {result.page}")
+
+
+def show_analysis(result: "Analysis") -> None:
+    """What `recsys embeddings analyse` measured."""
+    rows = [
+        [
+            each.space,
+            f"{each.num_ids:,}",
+            str(each.num_lookups),
+            *(_percent(share) for share in _of_ids_and_rows(each)),
+            _percent(each.shared_rows),
+        ]
+        for each in result.collisions
+    ]
+    title = f"Ids that meet others in the tables; of rows: of the {result.split} split's rows"
+    header = ["feature", "ids", "look-ups", "in every row", "of rows", "in any row", "of rows"]
+    show_table(title, [*header, "other features", "of rows", "rows shared"], rows)
+    norms = [
+        [
+            each.table,
+            f"{each.num_rows:,}",
+            f"{each.mean_squared:.4g}",
+            f"{each.initial_mean_squared:.4g}",
+            *(f"{value:.3g}" for value in each.quantiles.values()),
+        ]
+        for each in result.norms
+    ]
+    quantiles = list(result.norms[0].quantiles) if result.norms else []
+    show_table(
+        "Norms of rows: their mean square, at the start, and quantiles of the norm",
+        ["table", "rows", "mean square", "at start", *quantiles],
+        norms,
+    )
+    closest = sorted(result.angles, key=lambda angle: angle.overlap, reverse=True)[:_CLOSEST]
+    pairs = [
+        [
+            f"{each.one}, {each.other}",
+            "yes" if each.share_a_table else "no",
+            f"{each.degrees:.1f}",
+            f"{each.overlap:.3f}",
+        ]
+        for each in closest
+    ]
+    show_table(
+        "First-layer weights that overlap most",
+        ["features", "one table", "angle", "overlap"],
+        pairs,
+    )
+    if result.mean_degrees is not None:
+        show(f"Angle   {result.mean_degrees:.1f} degrees, the mean over all pairs of features")
+    if result.mean_degrees_sharing is not None:
+        show(f"        {result.mean_degrees_sharing:.1f} over those that share a table")
+
+
+def _of_ids_and_rows(found: "Collisions") -> list[float | None]:
+    """Each kind of collision as a share of ids, then of occurrences."""
+    ids, seen = found.ids, found.occurrences
+    if seen is None:
+        return [ids.every_row, None, ids.any_row, None, ids.other_features, None]
+    return [
+        *(ids.every_row, seen.every_row, ids.any_row, seen.any_row),
+        *(ids.other_features, seen.other_features),
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.2f}%"
+
+
+def show_embeddings(bundle: Path) -> None:
+    """What the bundle's embeddings weigh, and what their precision changes."""
+    info = json.loads((bundle / "manifest.json").read_text())["info"]
+    show(f"Tables  {info['embeddings']['summary']}")
 
 
 def _predict(bundle: Path) -> str:
