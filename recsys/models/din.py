@@ -14,6 +14,8 @@ from recsys.embeddings.collection import AbstractEmbeddings, SequenceVectors, Ve
 from recsys.models.layers import MLP, MLPConfig
 from recsys.models.ranker import (
     AbstractRanker,
+    FirstLayer,
+    columns_of,
     flattened,
     pooled_vector,
     sequence_vectors,
@@ -93,3 +95,8 @@ class DIN(AbstractRanker):
         for unit, (name, candidate) in zip(self.attention, self.candidates.items(), strict=True):
             pooled.append(unit(pooled_vector(vectors, candidate), sequence_vectors(vectors, name)))
         return self.output(self.mlp(flattened(pooled, dense_BN)))
+
+    def first_layer(self) -> FirstLayer:
+        names = (*self.names, *self.candidates)
+        columns = columns_of(names, self.embeddings.embedding_dims)
+        return FirstLayer(self.mlp.first_weight(self.output), columns)

@@ -11,7 +11,13 @@ from feature_store.config import Config
 from feature_store.features import Layout
 from recsys.embeddings.collection import AbstractEmbeddings, Vectors
 from recsys.models.layers import MLP, MLPConfig
-from recsys.models.ranker import AbstractRanker, flattened, pooled_vector
+from recsys.models.ranker import (
+    AbstractRanker,
+    FirstLayer,
+    columns_of,
+    flattened,
+    pooled_vector,
+)
 
 
 class DNNConfig(Config):
@@ -35,3 +41,7 @@ class DNN(AbstractRanker):
     def logits(self, vectors: Vectors, dense_BN: Tensor) -> Tensor:
         pooled = [pooled_vector(vectors, name) for name in self.names]
         return self.output(self.mlp(flattened(pooled, dense_BN)))
+
+    def first_layer(self) -> FirstLayer:
+        columns = columns_of(self.names, self.embeddings.embedding_dims)
+        return FirstLayer(self.mlp.first_weight(self.output), columns)

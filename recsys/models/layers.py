@@ -80,3 +80,9 @@ class MLP(nn.Module):
             x = act(x, mask) if isinstance(act, Dice) else act(x)
             x = self.dropout(x)
         return x
+
+    def first_weight(self, after: nn.Linear) -> Tensor:
+        """(H, W) weights of the first layer that reads the input: `after`'s without a tower."""
+        first = next(iter(self.linears), after)
+        assert isinstance(first, nn.Linear)
+        return first.weight.detach()

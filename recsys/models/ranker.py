@@ -4,7 +4,9 @@ Shapes: B rows, T tasks, W flattened width.
 """
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,15 @@ class ModelInput(Protocol):
 
     ids: object
     dense_BN: Tensor
+
+
+class FirstLayer(NamedTuple):
+    """The linear layer that reads the vectors side by side."""
+
+    weight_HW: Tensor
+    """H units."""
+    columns: Mapping[str, slice]
+    """By field name, the columns of W that read its vector."""
 
 
 class AbstractRanker(nn.Module, ABC):
@@ -39,6 +50,10 @@ class AbstractRanker(nn.Module, ABC):
     def logits(self, vectors: Vectors, dense_BN: Tensor) -> Tensor:
         """(B, T) logits from vectors by field name and the dense numbers."""
 
+    def first_layer(self) -> FirstLayer | None:
+        """Which weights read which field's vector; None: no one layer reads them side by side."""
+        return None
+
 
 def flattened(pooled: list[Tensor], dense_BN: Tensor) -> Tensor:
     """Vectors and numbers side by side: (B, W)."""
@@ -57,3 +72,13 @@ def sequence_vectors(vectors: Vectors, name: str) -> SequenceVectors:
     vector = vectors[name]
     assert isinstance(vector, SequenceVectors), f"{name} is not a sequence"
     return vector
+
+
+def columns_of(names: SequenceOf[str], dims: Mapping[str, int]) -> dict[str, slice]:
+    """Where each vector lies when they stand side by side in this order."""
+    found: dict[str, slice] = {}
+    start = 0
+    for name in names:
+        found[name] = slice(start, start + dims[name])
+        start += dims[name]
+    return found
