@@ -40,6 +40,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hash": {"num_rows": 20},
     "mde": {"alpha": 0.9},
     "mgqe": {"num_choices": 8, "num_choices_rare": 4},
+    "robe": {"block": 3, "size": 200},
     "tt_rec": {"rank": 2},
     "unified": {"num_rows": 31, "num_tables": 2, "whole_share": 0.2},
 }

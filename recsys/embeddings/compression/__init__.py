@@ -15,6 +15,7 @@ from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.compression.hashing_trick import HashConfig
 from recsys.embeddings.compression.mde import MDEConfig
 from recsys.embeddings.compression.mgqe import MGQEConfig
+from recsys.embeddings.compression.robe import RobeConfig
 from recsys.embeddings.compression.tt_rec import TTRecConfig
 from recsys.embeddings.compression.unified import UnifiedConfig
 from recsys.embeddings.scheme import SchemeConfig
@@ -32,6 +33,7 @@ _Any = (
     | HashConfig
     | MDEConfig
     | MGQEConfig
+    | RobeConfig
     | TTRecConfig
     | UnifiedConfig
 )
