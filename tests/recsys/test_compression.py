@@ -20,7 +20,7 @@ from recsys.batch import Batch
 from recsys.checkpoint import Checkpoints, load
 from recsys.embeddings.collection import NO_DECISIONS, Embeddings, SequenceVectors
 from recsys.embeddings.compression import SCHEMES
-from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
+from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding, kind_of
 from recsys.embeddings.scheme import Decision
 from recsys.embeddings.serving import PaddedIds, serving_form, whole_tables
 from recsys.export.program import ServedProgram, export
@@ -33,13 +33,16 @@ from recsys.training.trainer import TrainingConfig
 STEPS = 12
 SETTINGS: dict[str, dict[str, Any]] = {
     "cafe": {"num_hot": 8, "num_shared": 10, "threshold": 2.0, "update_every": 2},
+    "deeplight": {"density": 0.3, "every": 2},
     "dhe": {"num_hashes": 16, "width": 4},
     "double_hash": {"num_rows": 9},
     "dpq": {"num_choices": 8, "num_parts": 4},
+    "dsl": {"every": 2},
     "dynamic": {"capacity": 20, "min_count": 1, "update_every": 2},
     "hash": {"num_rows": 20},
     "mde": {"alpha": 0.9},
     "mgqe": {"num_choices": 8, "num_choices_rare": 4},
+    "pep": {"density": 0.3},
     "robe": {"block": 3, "size": 200},
     "tt_rec": {"rank": 2},
     "unified": {"num_rows": 31, "num_tables": 2, "whole_share": 0.2},
@@ -47,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """By method, settings that fit 40 users, 60 items and 12 tags; others take their defaults."""
 VOCABULARY_ONLY: set[str] = {"mgqe"}
 """Methods that need ids by frequency: the hashed feature stays uncompressed."""
-AT_MOST: set[str] = set()
+AT_MOST: set[str] = {"deeplight", "dsl", "pep"}
 """Methods whose serving bytes are a budget: what is served may take less."""
 
 
@@ -133,7 +136,8 @@ def decided(recipe: Recipe) -> dict[str, dict[str, torch.Tensor]]:
     embeddings = model.ranker.embeddings
     assert isinstance(embeddings, Embeddings)
     schemes = embeddings.schemes_by_space()
-    sized = {s.space.name: s.config for s in embeddings.spaces if recipe.stage in s.config.stages}
+    kind = kind_of(recipe.embeddings.default.scheme)
+    sized = {s.space.name: s.config for s in embeddings.spaces if kind_of(s.config) == kind}
     config = next(iter(sized.values()))
     assert recipe.stage is not None
     return config.decide(

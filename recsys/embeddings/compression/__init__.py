@@ -7,14 +7,19 @@ from pydantic import BeforeValidator, Field
 from recsys.embeddings.compression.autodim import AutoDimConfig
 from recsys.embeddings.compression.cafe import CafeConfig
 from recsys.embeddings.compression.compositional import CompositionalConfig
+from recsys.embeddings.compression.dedup import DedupConfig
+from recsys.embeddings.compression.deeplight import DeepLightConfig
 from recsys.embeddings.compression.dhe import DHEConfig
 from recsys.embeddings.compression.double_hashing import DoubleHashConfig
 from recsys.embeddings.compression.dpq import DPQConfig
+from recsys.embeddings.compression.dsl import DslConfig
 from recsys.embeddings.compression.dynamic import DynamicConfig
 from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.compression.hashing_trick import HashConfig
+from recsys.embeddings.compression.integer import Int8Config, Int16Config
 from recsys.embeddings.compression.mde import MDEConfig
 from recsys.embeddings.compression.mgqe import MGQEConfig
+from recsys.embeddings.compression.pep import PepConfig
 from recsys.embeddings.compression.robe import RobeConfig
 from recsys.embeddings.compression.tt_rec import TTRecConfig
 from recsys.embeddings.compression.unified import UnifiedConfig
@@ -27,12 +32,18 @@ _Any = (
     | CompositionalConfig
     | DHEConfig
     | DPQConfig
+    | DedupConfig
+    | DeepLightConfig
     | DoubleHashConfig
+    | DslConfig
     | DynamicConfig
     | FullConfig
     | HashConfig
+    | Int16Config
+    | Int8Config
     | MDEConfig
     | MGQEConfig
+    | PepConfig
     | RobeConfig
     | TTRecConfig
     | UnifiedConfig
