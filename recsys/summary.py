@@ -47,7 +47,7 @@ def show_build(result: "BuildResult") -> None:
 
 
 def show_tables(tables: Sequence[Mapping[str, Any]]) -> None:
-    """Parameters and bytes of each embedding table."""
+    """Parameters and bytes of each embedding table; `tables` as in report.json."""
     rows = [
         [
             table["name"],

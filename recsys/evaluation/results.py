@@ -134,7 +134,10 @@ class Report:
             "experiment": self.experiment,
             "versions": self.versions,
             "model": self.model,
-            "tables": [{**asdict(t), "parameters": t.parameters} for t in self.tables],
+            "tables": [
+                {**asdict(t), "parameters": t.parameters, "served_bytes": t.served_bytes}
+                for t in self.tables
+            ],
             "data": None if self.data is None else asdict(self.data),
             "training": list(self.training),
         }
