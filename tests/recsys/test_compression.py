@@ -32,6 +32,7 @@ from recsys.training.trainer import TrainingConfig
 
 STEPS = 12
 SETTINGS: dict[str, dict[str, Any]] = {
+    "adapt_emb": {"num_rows": 20},
     "cafe": {"num_hot": 8, "num_shared": 10, "threshold": 2.0, "update_every": 2},
     "deeplight": {"density": 0.3, "every": 2},
     "dhe": {"num_hashes": 16, "width": 4},
@@ -48,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unified": {"num_rows": 31, "num_tables": 2, "whole_share": 0.2},
 }
 """By method, settings that fit 40 users, 60 items and 12 tags; others take their defaults."""
-VOCABULARY_ONLY: set[str] = {"mgqe"}
+VOCABULARY_ONLY: set[str] = {"adapt_emb", "mgqe"}
 """Methods that need ids by frequency: the hashed feature stays uncompressed."""
 AT_MOST: set[str] = {"deeplight", "dsl", "pep"}
 """Methods whose serving bytes are a budget: what is served may take less."""

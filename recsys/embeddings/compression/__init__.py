@@ -4,6 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import BeforeValidator, Field
 
+from recsys.embeddings.compression.adapt_emb import AdaptEmbConfig
 from recsys.embeddings.compression.autodim import AutoDimConfig
 from recsys.embeddings.compression.cafe import CafeConfig
 from recsys.embeddings.compression.compositional import CompositionalConfig
@@ -27,7 +28,8 @@ from recsys.embeddings.scheme import SchemeConfig
 
 # fmt: off
 _Any = (
-    AutoDimConfig
+    AdaptEmbConfig
+    | AutoDimConfig
     | CafeConfig
     | CompositionalConfig
     | DHEConfig
