@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 COMPLETE = "complete"
@@ -148,6 +150,19 @@ def shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
         for name, entry in metadata.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
+
+
+def read(checkpoint: Checkpoint, name: str) -> Tensor:
+    """One whole tensor of a checkpoint, on CPU; `name` is one of `shapes`.
+
+    Every worker reads for itself.
+    """
+    metadata = dcp.FileSystemReader(checkpoint.folder).read_metadata()
+    entry = metadata.state_dict_metadata[name]
+    assert isinstance(entry, TensorStorageMetadata), "a tensor"
+    found = {name: torch.empty(entry.size, dtype=entry.properties.dtype, device="cpu")}
+    dcp.load(found, checkpoint_id=checkpoint.folder, no_dist=True)
+    return found[name]
 
 
 def _reason(error: BaseException) -> str:

@@ -157,7 +157,8 @@ def _tables_that_do_not_fit(
             yield path, f"no feature of that name has a table; {nearest(name, tables)}"
     for index, feature in enumerate(features.inputs):
         hashed = isinstance(feature, Categorical | Bag) and feature.encoding == "hash"
-        if hashed and embeddings.of(feature.name).num_embeddings is None:
+        settings = embeddings.of(feature.name)
+        if hashed and settings.num_embeddings is None and not settings.scheme.unbounded:
             yield (
                 ("features", "inputs", index, "encoding"),
                 "a hashed feature's table needs a size: set"

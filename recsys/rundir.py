@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from feature_store.store import Version
-from recsys.checkpoint import write_atomically
+from recsys.checkpoint import Checkpoints, write_atomically
 from recsys.experiment import Experiment
 from recsys.versions import library_versions
 
@@ -34,6 +34,7 @@ class RunNotFound(FileNotFoundError):
 def prepare_run(experiment: Experiment, version: Version, root: Path) -> Path:
     """The folder of this experiment on this version, with what it is written down in it."""
     identity = {
+        **_started_from(experiment, root),
         "experiment": experiment.hash(),
         "version": version.fingerprint,
         "libraries": library_versions(),
@@ -50,6 +51,23 @@ def prepare_run(experiment: Experiment, version: Version, root: Path) -> Path:
     fresh.symlink_to(run_dir.name)
     fresh.replace(latest)
     return run_dir
+
+
+def _started_from(experiment: Experiment, root: Path) -> dict[str, str]:
+    """The checkpoint that a run starts from is part of what it is."""
+    path = experiment.training.warm_start
+    if path is None:
+        return {}
+    source = find_run(path)
+    if path.name == LATEST or not (path / EXPERIMENT_FILE).exists():
+        named = root / experiment.name
+        if source.parent == named.resolve():
+            raise ValueError(
+                f"training.warm_start {path} is the latest run of this very experiment, which is"
+                f" this run from now on; name one run, {named}/{source.name}"
+            )
+    checkpoint = Checkpoints(source / CHECKPOINTS_FOLDER).best()
+    return {"warm_start": f"{checkpoint.state['training']}/{checkpoint.folder.name}"}
 
 
 def find_run(path: Path) -> Path:

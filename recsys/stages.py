@@ -26,6 +26,7 @@ from recsys.rundir import (
 )
 from recsys.trained import Trained, batches, load_trained
 from recsys.training.launch import launch
+from recsys.warm_start import told, warm_start
 from recsys.worker import OnProgress, TrainingJob, followed, train_on_worker
 
 
@@ -72,6 +73,7 @@ def _train_stage(
     store = experiment.data.store.resolve()
     folder = stage_folder(run_dir.resolve(), experiment.embeddings.stages, stage)
     folder.mkdir(parents=True, exist_ok=True)
+    warm = warm_start(experiment, version) if stage == experiment.embeddings.stages[0] else None
     job = TrainingJob(
         experiment,
         store,
@@ -80,7 +82,10 @@ def _train_stage(
         resume=bool(Checkpoints(folder / CHECKPOINTS_FOLDER).all()),
         training=uuid.uuid4().hex,
         stage=stage,
+        warm=warm,
     )
+    if warm is not None and not job.resume:
+        progress("train", told(warm), None, None)
     with followed(folder, _num_steps(job, version), progress):
         launch(train_on_worker, job, experiment.training.scaling, folder)
 

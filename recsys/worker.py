@@ -26,6 +26,7 @@ from recsys.training.optimizers import Optimizers, fuse
 from recsys.training.step import TrainModule
 from recsys.training.trainer import Trainer, TrainingConfig
 from recsys.versions import quieten
+from recsys.warm_start import WarmStart
 
 OnProgress = Callable[[str, str, int | None, int | None], None]
 """Called with the stage, a few words, how much is done and how much there is (None: unknown)."""
@@ -45,6 +46,8 @@ class TrainingJob:
     """Names this training apart from an earlier one in the same folder."""
     stage: str
     """Of the embedding schemes' trainings."""
+    warm: WarmStart | None = None
+    """The other run's checkpoint that the first stage starts from."""
 
     @property
     def folder(self) -> Path:
@@ -73,11 +76,23 @@ def train_on_worker(job: TrainingJob, device: torch.device) -> None:
         trainer.saved_state["training"] = last.state["training"]
     elif (before := _continued(job)) is not None:
         trainer.start_from(before.best())
+    elif job.warm is not None:
+        _start_warm(trainer, job.warm)
     if dist.get_rank() == 0:
         trainer.log = RunLog(job.folder, trainer.progress.step)
     trainer.fit()
     if trainer.log is not None:
         trainer.log.close()
+
+
+def _start_warm(trainer: Trainer, warm: WarmStart) -> None:
+    require_schemes(warm.checkpoint, trainer.step.embeddings, shared_only=True)
+    missing = trainer.start_from(warm.checkpoint, warm.anew)
+    trainer.saved_state["warm_start"] = {
+        "from": str(warm.checkpoint.folder),
+        "other_ids": list(warm.anew),
+        "not_there": list(missing),
+    }
 
 
 def _continued(job: TrainingJob) -> Checkpoints | None:

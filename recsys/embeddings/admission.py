@@ -208,8 +208,9 @@ class Sketch(nn.Module):
 
     `inherits` False: a new id begins at its amount. Scores are never too high, and too low by what
     an id gathered before it was forgotten last. True (SpaceSaving; Metwally et al., ICDT 2005): it
-    begins at its amount and the score it replaces. Scores are never too low, and too high by at
-    most what its bucket's least place held.
+    begins at its amount and the score it replaces, so that an id climbs that comes again and again
+    and is crowded out in between. Where a bucket gets one new id a step and none is removed, scores
+    are never too low, and too high by at most the least in the bucket.
 
     Args:
         num_buckets: of `BUCKET_PLACES` places.

@@ -111,10 +111,10 @@ class StepInfo:
 class Earlier:
     """One space's scheme in the checkpoint that a run starts from."""
 
-    own: Mapping[str, Tensor]
-    """Its parameters and buffers by name, whole, on CPU."""
+    own: Callable[[str], Tensor | None]
+    """One of its parameters or buffers by name, whole, on CPU; None: it had no such."""
     table: Callable[[str], Tensor | None]
-    """A whole table by name, (num_embeddings, D) on CPU; None: it had no such table."""
+    """A whole table by name, (num_embeddings, D) on CPU; None: it had no such."""
 
 
 class AbstractScheme(nn.Module, ABC):

@@ -3,8 +3,9 @@
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,9 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from feature_store.config import Config
 from recsys import checkpoint
 from recsys.batch import Batch
-from recsys.checkpoint import Checkpoint, Checkpoints
+from recsys.checkpoint import Checkpoint, CheckpointMismatch, Checkpoints
 from recsys.dataset import BatchReader
+from recsys.embeddings.scheme import AbstractScheme, Earlier
 from recsys.embeddings.sharding import TopologyConfig
 from recsys.evaluation.evaluate import gathered
 from recsys.evaluation.metrics import MetricState
@@ -58,6 +60,10 @@ class TrainingConfig(Config):
     """Also save between validations; after each of them always."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest are kept beside the best."""
+    warm_start: Path | None = None
+    """Another run's folder, runs/NAME/ID, whose best checkpoint this one starts from. Weights of
+    equal name and shape are taken over, and a dynamic vocabulary into any capacity; a feature whose
+    vocabulary or boundaries differ starts anew, as optimizers do."""
     scaling: ScalingConfig = ScalingConfig()
     topology: TopologyConfig = TopologyConfig()
 
@@ -204,10 +210,19 @@ class Trainer:
                 "loss": loss,
                 "steps_per_second": steps_per_second,
                 "samples_per_second": steps_per_second * self.config.batch_size,
+                **self._scheme_metrics(),
             },
         )
         self._loss_sum.zero_()
         self._logged = (step, time.perf_counter())
+
+    def _scheme_metrics(self) -> dict[str, float]:
+        """What the embeddings' schemes have to say, by space."""
+        return {
+            f"{scheme.space.name}.{name}": value
+            for scheme in self.step.embeddings.own_schemes()
+            for name, value in scheme.metrics().items()
+        }
 
     def _validate(self) -> None:
         started = time.perf_counter()
@@ -277,18 +292,56 @@ class Trainer:
         if dist.get_rank() == 0:
             self._mark_best()  # a run killed right after saving its best one had not come to this
 
-    def start_from(self, saved: Checkpoint) -> None:
-        """Take over the weights that another stage's model has in common with this one."""
+    def start_from(self, saved: Checkpoint, anew: Collection[str] = ()) -> tuple[str, ...]:
+        """Take over the weights that another stage's or run's model has in common with this one.
+
+        Args:
+            saved: the other's.
+            anew: spaces whose ids meant other things there.
+
+        Returns:
+            Names of this model's tensors that were not there in this shape.
+
+        Raises:
+            CheckpointMismatch: there is nothing in common.
+        """
         mine = self.model.state_dict()
         theirs = checkpoint.shapes(saved)
+        apart = self._parameters_of(anew)
         common = {
             name: tensor
             for name, tensor in mine.items()
             if theirs.get(f"model.{name}") == tuple(tensor.size())
+            and apart.isdisjoint(name.split("."))
         }
+        if not common:
+            raise CheckpointMismatch(
+                f"{saved.folder} has no weights in common with this model; start from a run of the"
+                " same model and features"
+            )
         tensors = {"model": common}
         checkpoint.load(saved, tensors)
         self.model.load_state_dict({**mine, **tensors["model"]})
+        embeddings = self.step.embeddings
+        for child, scheme in embeddings.schemes.items():
+            if isinstance(scheme, AbstractScheme) and scheme.space.name not in anew:
+                earlier = _earlier(saved, list(theirs), child)
+                scheme.adopt(earlier, self.step.tables, self.config.seed)
+        return tuple(name for name in mine if name not in common)
+
+    def _parameters_of(self, spaces: Collection[str]) -> set[str]:
+        """Parts of parameters' names that tell the tables and schemes of some spaces."""
+        embeddings = self.step.embeddings
+        children = {
+            child
+            for child, scheme in embeddings.schemes.items()
+            if isinstance(scheme, AbstractScheme) and scheme.space.name in spaces
+        }
+        return children | {
+            table.parameter
+            for table in embeddings.tables
+            if any(field.space in spaces for field in table.fields)
+        }
 
     def _tensors(self) -> dict[str, Any]:
         return {
@@ -308,6 +361,21 @@ def merged(state: MetricState) -> dict[str, float]:
     dist.broadcast_object_list(metrics)
     assert metrics[0] is not None
     return metrics[0]
+
+
+def _earlier(saved: Checkpoint, names: list[str], child: str) -> Earlier:
+    """A scheme in a checkpoint, by its child's name among the schemes."""
+
+    def own(name: str) -> Tensor | None:
+        full = next((n for n in names if n.endswith(f".schemes.{child}.{name}")), None)
+        return None if full is None else checkpoint.read(saved, full)
+
+    def table(name: str) -> Tensor | None:
+        inside = (n for n in names if n.startswith("model.") and f"{name}_table" in n.split("."))
+        full = next(inside, None)
+        return None if full is None else checkpoint.read(saved, full)
+
+    return Earlier(own, table)
 
 
 def share_statistics(model: nn.Module) -> None:

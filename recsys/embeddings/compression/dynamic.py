@@ -255,22 +255,21 @@ class Dynamic(AbstractScheme):
         nobody do. Optimizers begin anew, as for every run that starts from another.
         """
         name = self.lookups[0].name
-        old_RD = earlier.table(name)
-        if old_RD is None:
+        keys, slots = earlier.own("owners.map.keys"), earlier.own("owners.map.slots")
+        scores, seen = earlier.own("owners.scores"), earlier.own("owners.seen")
+        clock, old_RD = earlier.own("clock"), earlier.table(name)
+        if keys is None or slots is None or scores is None or seen is None:
             return
-        keys = earlier.own["owners.map.keys"]
+        if clock is None or old_RD is None or old_RD.shape[1] != self.embedding_dim:
+            return
         num_shared = old_RD.shape[0] - 1 - keys.numel()
         same_map = keys.numel() == self.owners.map.keys.numel()
         if same_map and num_shared == self.num_shared:
             return
         device = self.owners.scores.device
-        there = (earlier.own["owners.map.slots"] >= 0).nonzero()[:, 0]
-        keys_N = keys[there]
-        slots_N = earlier.own["owners.map.slots"][there]
-        scores_N = earlier.own["owners.scores"][there]
-        seen_N = earlier.own["owners.seen"][there]
-        now = int(earlier.own["clock"])
-        worth_N = self._worth(scores_N, seen_N, now)
+        there = (slots >= 0).nonzero()[:, 0]
+        keys_N, slots_N, scores_N, seen_N = (v[there] for v in (keys, slots, scores, seen))
+        worth_N = self._worth(scores_N, seen_N, int(clock))
         order = ascending(worth_N, seen_N.to(torch.int64), keys_N)
         kept_N = order[max(0, order.numel() - self.owners.scores.numel()) :].sort().values
         new_slots_N = torch.arange(kept_N.numel(), dtype=torch.int32)
