@@ -177,7 +177,7 @@ def _job(
 ) -> _Job:
     values = experiment.model_dump()
     values["embeddings"]["default"]["scheme"] = scheme
-    allowed = budget if budget.endswith("%") else int(budget)
+    allowed = int(budget) if budget.isdigit() else budget
     values["embeddings"]["budget"] = None if label == UNCOMPRESSED else allowed
     values["training"]["seed"] = seed
     values["training"]["scaling"] |= {"num_workers": 1, "address": None}

@@ -4,9 +4,15 @@ import re
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import (
+    AfterValidator,
+    Field,
+    FieldSerializationInfo,
+    PositiveInt,
+    field_serializer,
+)
 
 from feature_store.config import Config
 from feature_store.features import IdField, Layout, nearest
@@ -56,12 +62,23 @@ class EmbeddingsConfig(Config):
     their full tables. Every scheme derives its sizes from it, and leaves alone the features that
     it would not make smaller. Absent: the schemes' own settings say."""
 
+    @field_serializer("features")
+    def _only_what_differs(
+        self, features: dict[str, FeatureEmbedding], info: FieldSerializationInfo
+    ) -> dict[str, dict[str, Any]]:
+        """Written out with its defaults, a feature would no longer follow `default`."""
+        mode = "json" if info.mode == "json" else "python"
+        return {
+            name: own.model_dump(mode=mode, include=own.model_fields_set)
+            for name, own in features.items()
+        }
+
     def of(self, name: str) -> FeatureEmbedding:
         """The settings of one feature: its own keys over the default's."""
         own = self.features.get(name)
         if own is None:
             return self.default
-        chosen = {**self.default.model_dump(), **own.model_dump(exclude_unset=True)}
+        chosen = {**self.default.model_dump(), **own.model_dump(include=own.model_fields_set)}
         return FeatureEmbedding.model_validate(chosen)
 
     @property

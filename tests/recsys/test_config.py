@@ -6,6 +6,7 @@ from support.encoded import LAYOUT, NUM_ITEMS, NUM_USERS
 from support.training import tables_of
 
 from feature_store.features import IdField, Layout
+from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding, sized_spaces
 from recsys.embeddings.tables import Table
 
@@ -104,3 +105,20 @@ def test_a_table_may_be_called_as_a_method_of_a_dict() -> None:
     field = IdField(name="keys", shape="single", side="item", space="keys", cardinality=5)
     (table,) = tables_of(Layout(ids=(field,), dense=(), tasks=("label",)), EmbeddingsConfig())
     assert (table.name, table.parameter) == ("keys", "keys_table")
+
+
+def test_what_a_feature_leaves_to_the_default_stays_so_when_written_and_read() -> None:
+    config = EmbeddingsConfig(
+        default=FeatureEmbedding(embedding_dim=32, scheme="compositional"),
+        features={
+            "item": FeatureEmbedding(init_range=0.5),
+            "user": FeatureEmbedding(scheme=FullConfig()),
+        },
+    )
+    for mode in ("json", "python"):
+        again = EmbeddingsConfig.model_validate(config.model_dump(mode=mode))
+        assert again == config
+        item, user = again.of("item"), again.of("user")
+        assert (item.embedding_dim, item.init_range) == (32, 0.5)
+        assert item.scheme == config.default.scheme
+        assert (user.embedding_dim, user.scheme) == (32, FullConfig())
