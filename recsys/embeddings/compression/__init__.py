@@ -20,6 +20,7 @@ from recsys.embeddings.compression.hashing_trick import HashConfig
 from recsys.embeddings.compression.integer import Int8Config, Int16Config
 from recsys.embeddings.compression.mde import MDEConfig
 from recsys.embeddings.compression.mgqe import MGQEConfig
+from recsys.embeddings.compression.optembed import OptEmbedConfig
 from recsys.embeddings.compression.pep import PepConfig
 from recsys.embeddings.compression.robe import RobeConfig
 from recsys.embeddings.compression.tt_rec import TTRecConfig
@@ -45,6 +46,7 @@ _Any = (
     | Int8Config
     | MDEConfig
     | MGQEConfig
+    | OptEmbedConfig
     | PepConfig
     | RobeConfig
     | TTRecConfig
