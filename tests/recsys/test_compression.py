@@ -34,6 +34,7 @@ STEPS = 12
 SETTINGS: dict[str, dict[str, Any]] = {
     "adapt_emb": {"num_rows": 20},
     "cafe": {"num_hot": 8, "num_shared": 10, "threshold": 2.0, "update_every": 2},
+    "dedup": {"similarity": 0.1, "tolerance": 0.03},
     "deeplight": {"density": 0.3, "every": 2},
     "dhe": {"num_hashes": 16, "width": 4},
     "double_hash": {"num_rows": 9},
@@ -43,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "hash": {"num_rows": 20},
     "mde": {"alpha": 0.9},
     "mgqe": {"num_choices": 8, "num_choices_rare": 4},
+    "optembed": {"threshold_lr": 0.02, "generations": 1, "mutations": 2, "crossovers": 2},
     "pep": {"density": 0.3},
     "robe": {"block": 3, "size": 200},
     "tt_rec": {"rank": 2},
