@@ -212,6 +212,11 @@ def test_settings_that_do_not_fit_are_refused_in_the_users_words() -> None:
         UnifiedConfig(num_rows=2**31)
 
 
+def test_a_feature_that_stays_whole_may_have_settings_of_its_own() -> None:
+    each = [space("a", 900), space("sex", 3, init_range=0.5)]
+    assert UnifiedConfig(num_rows=90).sized(each, None)["sex"] is None
+
+
 def test_two_settings_of_one_table_are_refused() -> None:
     two = EmbeddingsConfig(
         default=FeatureEmbedding(embedding_dim=8, scheme={"kind": "unified", "num_rows": 30}),

@@ -16,6 +16,7 @@ smallest features stay whole, as in the paper, where the budget hardly feels it.
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
+from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -65,7 +66,6 @@ class UnifiedConfig(SchemeConfig):
 
     def sized(self, spaces: SequenceOf[Space], budget_bytes: int | None) -> dict[str, Self | None]:
         """Rows for what the budget leaves beside the whole features, and every one's look-ups."""
-        _require_alike(spaces)
         lookups = self._lookups(spaces)
         dim = self.dim or _shared_dim(spaces, lookups)
         row_bytes = FLOAT_BYTES * dim
@@ -74,6 +74,7 @@ class UnifiedConfig(SchemeConfig):
             whole = self._whole(spaces, num_rows * self.num_tables * row_bytes)
         else:
             whole, num_rows = self._fitted(spaces, lookups, budget_bytes, row_bytes)
+        _require_alike([space for space in spaces if space not in whole])
         shared = {s.name: lookups[s.name] for s in spaces if s not in whole}
         sizes = {"num_rows": num_rows, "num_lookups": shared, "dim": dim}
         config = self.model_copy(update=sizes)
@@ -155,8 +156,7 @@ def proposed_lookups(
 
 def _require_alike(spaces: SequenceOf[Space]) -> None:
     """One table starts, is trained and is sharded in one way."""
-    first = spaces[0]
-    for space in spaces[1:]:
+    for first, space in pairwise(spaces):
         if space.settings != first.settings:
             one, other = first.settings.model_dump(), space.settings.model_dump()
             key = next(key for key in one if one[key] != other[key])
