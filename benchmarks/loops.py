@@ -8,13 +8,16 @@ Shapes: B rows, N numbers, F fields, D embedding width.
 import argparse
 import itertools
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -31,6 +34,8 @@ from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
 from recsys.models import ranker
 from recsys.models.dnn import DNNConfig
 from recsys.models.layers import MLPConfig
+from recsys.sweep import parsed_scheme
+from recsys.training.account import account
 from recsys.training.optimizers import (
     DenseOptimizerConfig,
     Optimizers,
@@ -38,6 +43,7 @@ from recsys.training.optimizers import (
     fuse,
 )
 from recsys.training.step import Precision, Step, TrainModule
+from recsys.training.trainer import TrainingConfig
 
 BATCH_SIZE = 4096
 EMBEDDING_DIM = 16
@@ -45,11 +51,35 @@ HIDDEN = (400, 400)
 DEVICE = torch.device("cpu")
 
 
-def our_step(log: Path, rows_per_table: int, precision: Precision) -> Callable[[], None]:
-    """One step of what `recsys train` runs, reading the log from its Parquet files, shuffled."""
+class Memory(NamedTuple):
+    """Bytes of embeddings and of the state of their optimizers."""
+
+    accounted: int
+    """As `recsys check` tells before training."""
+    held: int
+    """Of the tensors that are there."""
+    resident: int
+    """By which the process has grown, everything else in it included."""
+
+
+def our_step(
+    log: Path, rows_per_table: int, precision: Precision, scheme: str, budget: str | None
+) -> tuple[Callable[[], None], Callable[[], Memory]]:
+    """One step of what `recsys train` runs, reading the log from its Parquet files, shuffled.
+
+    Returns:
+        The step, and what the embeddings and their optimizer's state weigh by then.
+    """
     torch.manual_seed(0)
-    settings = FeatureEmbedding(embedding_dim=EMBEDDING_DIM, num_embeddings=rows_per_table)
-    embeddings = Embeddings(LAYOUT, EmbeddingsConfig(default=settings), torch.device("meta"))
+    settings = FeatureEmbedding(
+        embedding_dim=EMBEDDING_DIM,
+        num_embeddings=rows_per_table,
+        scheme=parsed_scheme(scheme),
+    )
+    before = resident_bytes()
+    embeddings = Embeddings(
+        LAYOUT, EmbeddingsConfig(default=settings, budget=budget), torch.device("meta")
+    )
     tables = embeddings.tables
     config = DNNConfig(mlp=MLPConfig(hidden=HIDDEN))
     module = TrainModule(ranker(config, LAYOUT, embeddings), precision)
@@ -57,11 +87,46 @@ def our_step(log: Path, rows_per_table: int, precision: Precision) -> Callable[[
     fuse(embeddings, sparse)
     plan = sharding.plan(module, tables, device=DEVICE, world_size=1, batch_size=BATCH_SIZE)
     model = sharding.shard(module, plan, tables, device=DEVICE, seed=0)
-    optimizers = Optimizers(model, embeddings, sparse, DenseOptimizerConfig())
+    dense = DenseOptimizerConfig()
+    optimizers = Optimizers(model, embeddings, sparse, dense)
     step = Step(model, optimizers, DEVICE, seed=0, num_steps=1_000_000)
     reader = BatchReader(encoded_files(log), LAYOUT, batch_size=BATCH_SIZE, shuffle=True)
     batches = itertools.chain.from_iterable(map(reader.epoch, itertools.count()))
-    return lambda: step.progress(batches) and None
+
+    def memory() -> Memory:
+        training = TrainingConfig(sparse_optimizer=sparse, dense_optimizer=dense)
+        sizes = account(embeddings, training)
+        return Memory(
+            accounted=sum(size.parameter_bytes + size.optimizer_bytes for size in sizes),
+            held=_held_bytes(model, optimizers),
+            resident=resident_bytes() - before,
+        )
+
+    return lambda: step.progress(batches) and None, memory
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is in RAM."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _held_bytes(model: nn.Module, optimizers: Optimizers) -> int:
+    weights = {name: w for name, w in model.state_dict().items() if ".embeddings." in name}
+    states = {
+        f"{name} {key}": state
+        for name, of_parameter in optimizers.combined.state_dict()["state"].items()
+        if ".embeddings." in name
+        for key, state in of_parameter.items()
+        if key != "step"
+    }
+    return sum(_bytes(value) for value in (*weights.values(), *states.values()))
+
+
+def _bytes(value: object) -> int:
+    if isinstance(value, ShardedTensor):
+        return sum(_bytes(local.tensor) for local in value.local_shards())
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
 
 class BareModel(nn.Module):
@@ -140,6 +205,8 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--table-rows", type=int, required=True, help="rows of all tables together")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--scheme", default="full", help="of our embeddings")
+    parser.add_argument("--budget", default=None, help="of our embeddings: a percentage")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--warmup-steps", type=int, default=20)
     parser.add_argument("--steps", type=int, default=256)
@@ -147,12 +214,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     dist.init_process_group("gloo", rank=0, world_size=1, store=dist.HashStore())
     rows_per_table = arguments.table_rows // NUM_FIELDS
+    memory = None
     if arguments.loop == "ours":
-        step = our_step(arguments.log, rows_per_table, arguments.precision)
+        step, memory = our_step(
+            arguments.log, rows_per_table, arguments.precision, arguments.scheme, arguments.budget
+        )
     else:
         step = bare_step(rows_per_table, arguments.precision)
     value = samples_per_second(step, arguments.warmup_steps, arguments.steps)
-    print(json.dumps({"samples_per_second": value}))
+    weighed = {} if memory is None else memory()._asdict()
+    print(json.dumps({"samples_per_second": value, **weighed}))
     dist.destroy_process_group()
 
 

@@ -128,8 +128,8 @@ def command(side: str, table_rows: int, log: Path, effort: Effort) -> list[str]:
     return [*program, "--log", str(log), *(str(word) for pair in numbers.items() for word in pair)]
 
 
-def in_fresh_process(program: list[str]) -> float:
-    """Samples a second, as the program prints them."""
+def in_fresh_process(program: list[str]) -> dict[str, float]:
+    """What the program prints in its last line."""
     # Waiting threads sleep, on all sides: where others work on the machine too, a thread that spins
     # for one that is off its core costs any loop ten times its share, by chance.
     threads = {"OMP_NUM_THREADS": str(CORES), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -143,7 +143,7 @@ def in_fresh_process(program: list[str]) -> float:
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(program)} failed:\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])["samples_per_second"]
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(
@@ -158,7 +158,8 @@ def measure(
         write_log(log, num_rows, table_rows // NUM_FIELDS)
         for _ in range(effort.rounds):
             for side, found in rates.items():
-                found.append(in_fresh_process(command(side, table_rows, log, effort)))
+                done = in_fresh_process(command(side, table_rows, log, effort))
+                found.append(done["samples_per_second"])
     size = f"{LABELS[table_rows]} table rows"
     for side in dict.fromkeys(c.other for c in comparisons):
         results.record(f"{side}, {size}", statistics.median(rates[side]), "samples/s")
