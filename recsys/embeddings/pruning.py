@@ -9,7 +9,7 @@ Shapes: R rows and C columns of a shard, N rows of a table, D width, b bytes of 
 """
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -81,7 +81,7 @@ def magnitude(weights: Tensor, row: int, column: int) -> Tensor:
     return weights.abs()
 
 
-def parts_of(tables: TableAccess, scores: dict[str, Score]) -> list[Part]:
+def parts_of(tables: TableAccess, scores: Mapping[str, Score]) -> list[Part]:
     """This worker's parts of some tables, in the order of the names.
 
     Args:
@@ -101,7 +101,7 @@ def parts_of(tables: TableAccess, scores: dict[str, Score]) -> list[Part]:
     return found
 
 
-def whole_parts(weights: dict[str, Tensor], scores: dict[str, Score]) -> list[Part]:
+def whole_parts(weights: Mapping[str, Tensor], scores: Mapping[str, Score]) -> list[Part]:
     """The same of whole tables in one process."""
     found: list[Part] = []
     offset = 0
@@ -175,6 +175,8 @@ def promised_bytes(num_kept: int, spaces: SequenceOf[Space]) -> dict[str, int]:
 
     Where the kept weights lie is known only after training; their sum is never exceeded.
     """
+    if not spaces:
+        return {}
     dealt = shares(num_kept, spaces)
     if num_kept * _alone_bytes(spaces) < _index_bytes(spaces) + FLOAT_BYTES * num_kept:
         return {space.name: dealt[space.name] * _alone_bytes(spaces) for space in spaces}

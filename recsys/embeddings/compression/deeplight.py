@@ -26,7 +26,6 @@ from torch import Tensor
 from recsys.embeddings.access import TableAccess
 from recsys.embeddings.packed import PackedTable
 from recsys.embeddings.pruning import (
-    Score,
     cut,
     magnitude,
     num_kept_of,
@@ -163,8 +162,7 @@ class DeepLight(AbstractScheme):
         evaluated = info.evaluated or done == info.num_steps
         if not evaluated and (since <= 0 or since % config.every):
             return
-        scores: dict[str, Score] = dict.fromkeys(config.group, magnitude)
-        parts = parts_of(tables, scores)
+        parts = parts_of(tables, dict.fromkeys(config.group, magnitude))
         device = self.level.device
         if share > 0 and (reached or since % config.every == 0):
             kept = self.group_kept if reached else total - math.floor(share * total)

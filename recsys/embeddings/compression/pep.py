@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from recsys.embeddings.access import TableAccess
 from recsys.embeddings.compression.deeplight import Packed, PrunedConfig
 from recsys.embeddings.packed import pack_bits, unpack_bits
-from recsys.embeddings.pruning import Score, cut, parts_of, whole_parts
+from recsys.embeddings.pruning import cut, parts_of, whole_parts
 from recsys.embeddings.scheme import AbstractScheme, Decision, Evaluate, Space, StepInfo
 from recsys.embeddings.tables import TableSpec
 
@@ -78,7 +78,7 @@ class PepConfig(PrunedConfig):
                 continue
             assert config.group_kept is not None, "sized"
             scores = {name: searched[name].score for name in config.group}
-            parts = whole_parts(dict(weights), scores)
+            parts = whole_parts(weights, scores)
             kept = cut(parts, config.group_kept, torch.device("cpu"))
             for name, part in zip(config.group, parts, strict=True):
                 bits = [
@@ -140,7 +140,7 @@ class PepSearch(AbstractScheme):
             for scheme in tables.model.modules()
             if isinstance(scheme, PepSearch)
         }
-        scores: dict[str, Score] = {name: members[name].score for name in group}
+        scores = {name: members[name].score for name in group}
         found = cut(parts_of(tables, scores), self.config.group_kept, self.level.device)
         for name in group:
             members[name].level.fill_(found.bound)
