@@ -6,7 +6,6 @@ from pydantic import BeforeValidator, Field
 
 from recsys.embeddings.compression.adapt_emb import AdaptEmbConfig
 from recsys.embeddings.compression.autodim import AutoDimConfig
-from recsys.embeddings.compression.autosrh import AutoSrhConfig
 from recsys.embeddings.compression.cafe import CafeConfig
 from recsys.embeddings.compression.compositional import CompositionalConfig
 from recsys.embeddings.compression.dedup import DedupConfig
@@ -32,7 +31,6 @@ from recsys.embeddings.scheme import SchemeConfig
 _Any = (
     AdaptEmbConfig
     | AutoDimConfig
-    | AutoSrhConfig
     | CafeConfig
     | CompositionalConfig
     | DHEConfig

@@ -7,7 +7,8 @@ A row is m-bit integers c and a scale D of its own (the paper's Delta), both lea
 A step takes two passes over the batch (algorithm 1 of the paper):
 
 1. w' = e - lr * df/de, by the row optimizer, in float: with the old scale;
-2. D' = D - scale_lr * g * df(Q_D(w'))/dD, and c' = stochastically rounded w' / D', cut off.
+2. D' by an optimizer of the same kind with scale_lr, from g * df(Q_D(w'))/dD in that second pass,
+   and c' = stochastically rounded w' / D', cut off.
 
 The gradient of the scale is that of learned step sizes (Esser et al., ICLR 2020):
 
@@ -16,8 +17,10 @@ The gradient of the scale is that of learned step sizes (Esser et al., ICLR 2020
 and g = 1 / sqrt(B d (2^(m-1) - 1)) with B looked-up ids in the global batch (for a feature with one
 id an example, the batch's size) and d the width. The second pass runs the whole model with its
 updated weights, twice the work of a step; it trains nothing else. Beside a full table's 32 bits a
-weight takes m, and a row 4 bytes for its scale. Rows move by the scheme's own `optimizer`, and the
-table is whole on every worker, as in `integer.py`.
+weight takes m, and a row 4 bytes for its scale. Rows and scales move by the scheme's own
+`optimizer`, and the table is whole on every worker, as in `integer.py`. The published scale_lr is
+for an adaptive optimizer (the study of learnable vector storage compression, Zhang et al., VLDB
+2024, takes Adam for both): under plain `sgd` it is less than what float32 tells apart.
 
 Shapes: (...) ids; D width; R rows of a table, U distinct rows of a step.
 """
@@ -41,7 +44,7 @@ from recsys.embeddings.compression.integer import (
     code_bytes,
     most_code,
 )
-from recsys.embeddings.rowstore import AbstractRowStore, stochastic_round, uniform
+from recsys.embeddings.rowstore import AbstractRowStore, RowOptimizer, stochastic_round, uniform
 from recsys.embeddings.scheme import (
     FLOAT_BYTES,
     AbstractScheme,
@@ -64,7 +67,7 @@ class ALPTConfig(SelfTrainedConfig):
     scale: PositiveFloat = 0.01
     """Delta of every row at the beginning."""
     scale_lr: PositiveFloat = 2e-5
-    """Of the scales' gradient descent."""
+    """Of the scales."""
 
     def sized(self, spaces: SequenceOf[Space], budget_bytes: int | None) -> dict[str, Self | None]:
         """There is nothing to choose: a budget is kept or not."""
@@ -160,6 +163,9 @@ class ALPT(AbstractScheme):
         self.config = config
         self.store = ScaledStore(space, config)
         self.optimizer = config.row_optimizer(space)
+        self.scale_optimizer = RowOptimizer(
+            config.optimizer, space.num_rows, 1, lr=config.scale_lr, eps=config.eps
+        )
         self.updated: _Updated | None = None
         self.num_read = 0
 
@@ -192,9 +198,10 @@ class ALPT(AbstractScheme):
         updated, self.updated = self.updated, None
         scales = self.store.scales
         rows_U, gradient_U1 = scales.touched()
-        step = self.config.scale_lr * self._gradient_factor(rows_U.device)
+        scaled_U1 = gradient_U1 * self._gradient_factor(rows_U.device)
         place = {"seed": info.seed, "step": info.step}
-        scales.write(rows_U, scales.read(rows_U) - step * gradient_U1, **place)
+        moved_U1 = self.scale_optimizer.step(rows_U, scales.read(rows_U), scaled_U1)
+        scales.write(rows_U, moved_U1, **place)
         self.store.write(updated.rows_U, updated.weights_UD, **place)
 
     def _gradient_factor(self, device: torch.device) -> float:
@@ -206,8 +213,8 @@ class ALPT(AbstractScheme):
         return float(max(int(num_read), 1) * self.embedding_dim * levels) ** -0.5
 
     def optimizer_bytes(self) -> int:
-        """Of the rows' optimizer."""
-        return self.optimizer.state_bytes()
+        """Of the rows' and the scales' optimizers."""
+        return self.optimizer.state_bytes() + self.scale_optimizer.state_bytes()
 
     def serving(self, weights: Mapping[str, Tensor]) -> AbstractScheme:
         """The integers and their scales."""
