@@ -33,6 +33,7 @@ from recsys.training.trainer import TrainingConfig
 STEPS = 12
 SETTINGS: dict[str, dict[str, Any]] = {
     "adapt_emb": {"num_rows": 20},
+    "autosrh": {"density": 0.3},
     "cafe": {"num_hot": 8, "num_shared": 10, "threshold": 2.0, "update_every": 2},
     "dedup": {"similarity": 0.1, "tolerance": 0.03},
     "deeplight": {"density": 0.3, "every": 2},
@@ -51,9 +52,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unified": {"num_rows": 31, "num_tables": 2, "whole_share": 0.2},
 }
 """By method, settings that fit 40 users, 60 items and 12 tags; others take their defaults."""
-VOCABULARY_ONLY: set[str] = {"adapt_emb", "mgqe"}
+VOCABULARY_ONLY: set[str] = {"adapt_emb", "autosrh", "mgqe"}
 """Methods that need ids by frequency: the hashed feature stays uncompressed."""
-AT_MOST: set[str] = {"deeplight", "dsl", "pep"}
+AT_MOST: set[str] = {"autosrh", "deeplight", "dsl", "pep"}
 """Methods whose serving bytes are a budget: what is served may take less."""
 
 
