@@ -27,6 +27,7 @@ from recsys.embeddings.initial import initialize
 from recsys.models import ranker
 from recsys.training.optimizers import (
     DenseOptimizerConfig,
+    NormalizedSGD,
     Optimizers,
     SparseOptimizerConfig,
     state_bytes,
@@ -148,3 +149,11 @@ def test_bytes_of_state() -> None:
     assert state_bytes(item, SparseOptimizerConfig(kind="sgd"), dense) == 0
     (_, item, *_) = tables_of(LAYOUT, embeddings_of(None, optimizer="dense"))
     assert state_bytes(item, sparse, dense) == 60 * 8 * 8
+
+
+def test_normalized_steps_are_along_the_gradient_over_its_rows_mean() -> None:
+    weight = torch.nn.Parameter(torch.tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]]))
+    weight.grad = torch.tensor([[3.0, -1.0], [1e-4, 3e-4], [0.0, 0.0]])
+    NormalizedSGD([weight], lr=0.1).step()
+    expected = [[1 - 0.15, 1 + 0.05], [2 - 0.05, 2 - 0.15], [3.0, 3.0]]
+    torch.testing.assert_close(weight.detach(), torch.tensor(expected), rtol=1e-4, atol=1e-5)

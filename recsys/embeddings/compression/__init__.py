@@ -5,7 +5,9 @@ from typing import Annotated, get_args
 from pydantic import BeforeValidator, Field
 
 from recsys.embeddings.compression.adapt_emb import AdaptEmbConfig
+from recsys.embeddings.compression.alpt import ALPTConfig
 from recsys.embeddings.compression.autodim import AutoDimConfig
+from recsys.embeddings.compression.autosrh import AutoSrhConfig
 from recsys.embeddings.compression.cafe import CafeConfig
 from recsys.embeddings.compression.compositional import CompositionalConfig
 from recsys.embeddings.compression.dedup import DedupConfig
@@ -29,8 +31,10 @@ from recsys.embeddings.scheme import SchemeConfig
 
 # fmt: off
 _Any = (
-    AdaptEmbConfig
+    ALPTConfig
+    | AdaptEmbConfig
     | AutoDimConfig
+    | AutoSrhConfig
     | CafeConfig
     | CompositionalConfig
     | DHEConfig
