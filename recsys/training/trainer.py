@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from feature_store.config import Config
@@ -311,7 +312,7 @@ class Trainer:
         common = {
             name: tensor
             for name, tensor in mine.items()
-            if theirs.get(f"model.{name}") == tuple(tensor.size())
+            if theirs.get(f"model.{name}") == _shape(tensor)
             and apart.isdisjoint(name.split("."))
         }
         if not common:
@@ -361,6 +362,10 @@ def merged(state: MetricState) -> dict[str, float]:
     dist.broadcast_object_list(metrics)
     assert metrics[0] is not None
     return metrics[0]
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.metadata().size if isinstance(tensor, ShardedTensor) else tensor.shape)
 
 
 def _earlier(saved: Checkpoint, names: list[str], child: str) -> Earlier:
