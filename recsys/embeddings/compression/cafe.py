@@ -132,6 +132,8 @@ class CafeConfig(SchemeConfig):
 
     def _filled(self, rate: float) -> Self:
         """With the authors' choices for so much of the full tables' bytes."""
+        # A percentage is cut to whole bytes, so it comes back a little smaller.
+        rate *= 1.001
         share, threshold = next((s, t) for least, s, t in AUTHORS_SETTINGS if rate >= least)
         return self.model_copy(
             update={
@@ -180,15 +182,16 @@ def _ids_of(space: Space) -> int:
 
 
 class _LookUps:
-    """One field's ids of the last forward pass, with the norms of their gradients once known."""
+    """Of one field in the last forward pass: ids, and the norms of their gradients when known."""
 
-    def __init__(self, ids_V: Tensor) -> None:
+    def __init__(self, ids_V: Tensor, norm: float) -> None:
         self.ids_V = ids_V
-        self.norms_V = torch.ones_like(ids_V, dtype=torch.float64)
+        self.norms_V = torch.full_like(ids_V, norm, dtype=torch.float64)
 
-    def measure(self, gradient: Tensor) -> None:
-        """Take the gradient by the vectors, (..., D)."""
-        self.norms_V = gradient.detach().double().norm(dim=-1).flatten()
+    def measure(self, gradient: Tensor | None) -> None:
+        """Take the gradient by the vectors, (..., D); None: the model did not read them."""
+        if gradient is not None:
+            self.norms_V = gradient.detach().double().norm(dim=-1).flatten()
 
 
 class Cafe(AbstractScheme):
@@ -224,8 +227,9 @@ class Cafe(AbstractScheme):
 
     def combine(self, ids: Tensor, vectors: SequenceOf[Tensor]) -> Tensor:
         if self.training and vectors[0].requires_grad:
-            look_ups = _LookUps(ids.detach().flatten())
-            if self.config.importance == "gradient":
+            by_gradient = self.config.importance == "gradient"
+            look_ups = _LookUps(ids.detach().flatten(), 0.0 if by_gradient else 1.0)
+            if by_gradient:
                 vectors[0].register_hook(look_ups.measure)
             self._last.append(look_ups)
         return vectors[0]
