@@ -19,7 +19,7 @@ def space_of(num_ids: int | None, width: int = 16, name: str = "item") -> Space:
 
 
 def coefficients(name: str, letter: str, num_hashes: int) -> list[int]:
-    mixed = splitmix64(torch.arange(num_hashes) + salt(name, "dhe", letter)).tolist()
+    mixed = splitmix64(torch.arange(num_hashes) ^ salt(name, "dhe", letter)).tolist()
     return [1 + (bits % 2**64 >> 1) % (PRIME - 1) for bits in mixed]
 
 
@@ -104,6 +104,31 @@ def test_the_network_equals_numpy() -> None:
     expected = by_hand(scheme, scheme.codes(ids.reshape(-1)).numpy())
     found = scheme.combine(ids, []).detach().numpy()
     np.testing.assert_allclose(found, expected.reshape(2, 3, 8), rtol=1e-4, atol=1e-5)
+
+
+class Combined(torch.nn.Module):
+    """A scheme as a program is compiled from."""
+
+    def __init__(self, scheme: DHE) -> None:
+        super().__init__()
+        self.scheme = scheme
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.scheme.combine(ids, [])
+
+
+@pytest.mark.slow
+def test_the_compiled_program_hashes_alike() -> None:
+    module = Combined(DHE(space_of(None), width=4, num_hashes=16)).eval()
+    ids = torch.tensor([[0, -1, 2**63 - 1], [-(2**63), 5, 2**40]])
+    dynamic = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        exported = torch.export.export(module, (ids,), dynamic_shapes=({0: dynamic, 1: dynamic},))
+        program = torch._inductor.aoti_load_package(
+            torch._inductor.aoti_compile_and_package(exported)
+        )
+        for some in (ids, ids[:1, :1].contiguous()):
+            torch.testing.assert_close(program(some), module(some), rtol=0, atol=1e-6)
 
 
 def test_repeated_ids_count_as_often_as_they_occur() -> None:

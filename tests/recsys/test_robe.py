@@ -73,6 +73,32 @@ def test_vectors_and_gradients_equal_the_definition(block: int, width: int, sign
     np.testing.assert_allclose(table.grad.numpy().reshape(-1), gradient, atol=1e-12)
 
 
+class LookedUp(torch.nn.Module):
+    """A scheme with its array, as a program is compiled from."""
+
+    def __init__(self, scheme: Robe) -> None:
+        super().__init__()
+        self.scheme = scheme
+        (spec,) = set(scheme.lookups)
+        self.table = torch.nn.Parameter(torch.randn(spec.num_embeddings, spec.embedding_dim))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return looked_up(self.scheme, self.table, ids)
+
+
+@pytest.mark.slow
+def test_the_compiled_program_hashes_alike() -> None:
+    module = LookedUp(Robe(space_of(None, 70), "array", size=400, block=16, signs=True)).eval()
+    dynamic = torch.export.Dim.DYNAMIC
+    with torch.no_grad():
+        exported = torch.export.export(module, (IDS,), dynamic_shapes=({0: dynamic, 1: dynamic},))
+        program = torch._inductor.aoti_load_package(
+            torch._inductor.aoti_compile_and_package(exported)
+        )
+        for ids in (IDS, IDS[:1, :1]):
+            assert torch.equal(program(ids.contiguous()), module(ids))
+
+
 def test_blocks_start_anywhere_and_signs_are_fair() -> None:
     scheme = Robe(space_of(None), "array", size=40, block=16, signs=True)
     ids = torch.arange(20_000)

@@ -224,7 +224,8 @@ class DHE(AbstractScheme):
     def _coefficients(self, name: str, device: torch.device) -> Tensor:
         """(K,) in 1 .. p - 1."""
         numbers_K = torch.arange(self.num_hashes, device=device)
-        drawn_K = positive(splitmix64(numbers_K + salt(self.space.name, "dhe", name)))
+        # XOR, as TorchInductor adds constants to a range beforehand, and stops where they overflow.
+        drawn_K = positive(splitmix64(numbers_K ^ salt(self.space.name, "dhe", name)))
         return 1 + drawn_K % (PRIME - 1)
 
     def _decoded(self, codes_VK: Tensor, counts_V: Tensor | None) -> Tensor:

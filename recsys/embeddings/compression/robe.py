@@ -188,6 +188,7 @@ class Robe(AbstractScheme):
         bits = []
         for word, constant in enumerate(self.sign_salts):
             length = min(SIGN_BITS, self.embedding_dim - word * SIGN_BITS)
-            bit = 2 ** torch.arange(length, device=ids.device)
-            bits.append((splitmix64(ids + constant)[..., None] & bit) != 0)
+            # Powers of two by `**` come out wrong in a program compiled by AOTInductor 2.13.
+            shifts = torch.arange(length, device=ids.device)
+            bits.append((splitmix64(ids + constant)[..., None] >> shifts) & 1 != 0)
         return torch.cat(bits, dim=-1)
