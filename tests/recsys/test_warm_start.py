@@ -1,0 +1,197 @@
+"""One run starts from another one's checkpoint: the whole way, from files to a trained model."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from recsys import run as stages
+from recsys.checkpoint import CheckpointMismatch
+from recsys.embeddings.compression.dynamic import Dynamic
+from recsys.embeddings.serving import whole_tables
+from recsys.experiment import Experiment
+from recsys.rundir import RunNotFound, prepare_run
+from recsys.trained import Trained, load_trained
+from recsys.training.log import read_metrics
+from recsys.warm_start import told, warm_start
+
+pytestmark = pytest.mark.distributed
+
+
+def clicks(path: Path, first_item: int, colours: list[str], seed: int) -> Path:
+    """A day on which some items are on sale."""
+    random = np.random.default_rng(seed)
+    size = 1_500
+    item = first_item + random.geometric(0.2, size)
+    pl.DataFrame(
+        {
+            "clicked": (random.random(size) < 0.2 + 0.5 * (item % 2)).astype(np.int64),
+            "item": [f"item-{i}" for i in item],
+            "user": [f"user-{i}" for i in random.integers(0, 20, size)],
+            "colour": random.choice(colours, size),
+        }
+    ).write_parquet(path)
+    return path
+
+
+def experiment_of(
+    path: Path,
+    folder: Path,
+    capacity: int,
+    *,
+    warm: Path | None = None,
+    item: dict[str, Any] | None = None,
+    name: str = "daily",
+) -> Experiment:
+    scheme = item or {
+        "kind": "dynamic",
+        "capacity": capacity,
+        "update_every": 5,
+        "half_life": None,
+    }
+    return Experiment.model_validate(
+        {
+            "name": name,
+            "data": {
+                "path": str(path),
+                "store": str(folder / "store"),
+                "columns": {
+                    "clicked": "int",
+                    "item": "string",
+                    "user": "string",
+                    "colour": "string",
+                },
+                "split": {"by": "random", "test": 0.1, "valid": 0.1},
+            },
+            "features": {
+                "labels": [{"name": "clicked"}],
+                "inputs": [
+                    {"name": "item", "kind": "categorical", "encoding": "hash"},
+                    {"name": "user", "kind": "categorical", "encoding": "hash"},
+                    {"name": "colour", "kind": "categorical"},
+                ],
+            },
+            "embeddings": {
+                "default": {"embedding_dim": 8},
+                "features": {
+                    "item": {"scheme": scheme},
+                    "user": {"num_embeddings": 50},
+                },
+            },
+            "model": {"kind": "dnn", "mlp": {"hidden": [8]}},
+            "training": {
+                "batch_size": 60,
+                "log_every_steps": 5,
+                "max_steps": 20,
+                "early_stopping": None,
+                "warm_start": None if warm is None else str(warm),
+            },
+        }
+    )
+
+
+def known(trained: Trained) -> dict[int, torch.Tensor]:
+    """The vector of every id that owns a row."""
+    scheme = trained.embeddings.schemes_by_space()["item"]
+    assert isinstance(scheme, Dynamic)
+    owners = scheme.owners
+    keys = owners.map.keys[owners.occupied_C]
+    table_RD = whole_tables(trained.embeddings)["item_dynamic"]
+    (rows,) = scheme.rows(keys)
+    return dict(zip(keys.tolist(), table_RD[rows], strict=True))
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The first day's run, with room for 8 items; its folder and that of everything."""
+    folder = tmp_path_factory.mktemp("days")
+    path = clicks(folder / "first.parquet", 0, ["red", "green"], seed=0)
+    return stages.train(experiment_of(path, folder, 8), root=folder / "runs"), folder
+
+
+@pytest.mark.parametrize("capacity", [8, 15, 5])
+def test_known_items_keep_their_vectors_at_the_start(
+    capacity: int, first: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Learning rates of next to nothing show what the run started from."""
+    run_dir, folder = first
+    day = experiment_of(folder / "first.parquet", folder, capacity, warm=run_dir)
+    still = day.training.model_copy(
+        update={
+            "max_steps": 1,
+            "sparse_optimizer": day.training.sparse_optimizer.model_copy(update={"lr": 1e-30}),
+            "dense_optimizer": day.training.dense_optimizer.model_copy(update={"lr": 1e-30}),
+        }
+    )
+    again = load_trained(
+        stages.train(day.model_copy(update={"training": still}), root=tmp_path / "runs"), "last"
+    )
+    before, after = load_trained(run_dir), known(again)
+    old = known(before)
+    assert len(old) == 8
+    assert len(after) == min(capacity, 8)
+    for i, vector_D in after.items():
+        torch.testing.assert_close(vector_D, old[i], rtol=0, atol=0)
+    mine, theirs = again.model.state_dict(), before.model.state_dict()
+    weights = [n for n in mine if "mlp" in n or "user_table" in n or "colour_table" in n]
+    assert len(weights) > 3
+    for name in weights:
+        torch.testing.assert_close(mine[name], theirs[name], rtol=0, atol=0)
+    note = again.checkpoint.state["warm_start"]
+    assert note["other_ids"] == []
+    assert Path(note["from"]).parent.parent == run_dir
+
+
+def test_the_next_day_goes_on_and_says_what_happened(first: tuple[Path, Path]) -> None:
+    """New items come in, and a vocabulary that has grown starts anew."""
+    run_dir, folder = first
+    path = clicks(folder / "second.parquet", 6, ["red", "green", "blue"], seed=1)
+    day = experiment_of(path, folder, 12, warm=run_dir, name="next_day")
+    heard: list[str] = []
+    second = stages.train(
+        day,
+        root=folder / "runs",
+        progress=lambda stage, message, done=None, total=None: heard.append(message),
+    )
+    assert any("other vocabulary or boundaries, so anew: colour" in line for line in heard)
+    lines = [line for line in read_metrics(second) if line["split"] == "train"]
+    assert len(lines) == 4
+    assert lines[-1]["item.occupancy"] == 1.0
+    assert sum(line["item.admitted"] for line in lines) >= 4
+    assert 0 < lines[0]["item.out_of_vocabulary"] < 1
+    assert lines[-1]["item.out_of_vocabulary"] < lines[0]["item.out_of_vocabulary"]
+    after, before = known(load_trained(second, "last")), known(load_trained(run_dir))
+    assert before.keys() & after.keys(), "some were on sale on both days"
+    assert after.keys() - before.keys(), "some are new"
+
+
+def test_a_run_is_named_by_the_checkpoint_it_starts_from(
+    first: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run_dir, folder = first
+    path = folder / "first.parquet"
+    version = stages.build_features(experiment_of(path, folder, 8)).version
+    cold = prepare_run(experiment_of(path, folder, 8), version, tmp_path)
+    warm = experiment_of(path, folder, 8, warm=run_dir)
+    assert prepare_run(warm, version, tmp_path) != cold
+    assert prepare_run(warm, version, tmp_path) == prepare_run(warm, version, tmp_path)
+    start = warm_start(warm, version)
+    assert start is not None
+    assert told(start).startswith("starting from daily/")
+    assert warm_start(experiment_of(path, folder, 8), version) is None
+
+
+def test_what_cannot_be_started_from_is_refused(first: tuple[Path, Path]) -> None:
+    run_dir, folder = first
+    path, runs = folder / "first.parquet", folder / "runs"
+    with pytest.raises(RunNotFound, match="nowhere is no run"):
+        stages.train(experiment_of(path, folder, 8, warm=folder / "nowhere"), root=runs)
+    with pytest.raises(ValueError, match=r"latest run of this very experiment.*name one run"):
+        stages.train(experiment_of(path, folder, 8, warm=run_dir.parent), root=runs)
+    cafe = {"kind": "cafe", "num_hot": 4, "num_shared": 4}
+    with pytest.raises(CheckpointMismatch, match=r"'item' was trained as 'dynamic'.*'cafe'"):
+        other = experiment_of(path, folder, 8, warm=run_dir, item=cafe, name="other")
+        stages.train(other, root=runs)
