@@ -72,6 +72,8 @@ class Cut:
 
     def keeps(self, scores: Tensor, first: int, width: int) -> Tensor:
         """Whether each weight of a chunk is kept: bool (R, C)."""
+        if self.last == _LAST:
+            return scores >= self.level
         positions = _positions(scores, first, width)
         return (scores > self.level) | ((scores == self.level) & (positions <= self.last))
 

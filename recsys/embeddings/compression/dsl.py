@@ -186,18 +186,19 @@ class SparseStore(AbstractRowStore):
             seed: of the weights that grow where no gradient says which.
         """
         positions_K = self.positions()
-        smallest_first = self.values.abs().argsort(stable=True)
-        kept = smallest_first[num_moved:]
+        kept_K = _without_smallest(self.values.abs(), num_moved)
         active_UD, _ = self._stored(rows_U)
-        grown = _largest(rows_U, gradient_UD, active_UD, num_moved)
+        grown = _largest(rows_U, gradient_UD, active_UD, num_moved).sort().values
         if grown.numel() < num_moved:
-            taken = torch.cat([positions_K, grown]).sort().values
+            taken, _, _ = _together(positions_K, grown)
             num_weights = self.num_embeddings * self.embedding_dim
-            grown = torch.cat([grown, _others(taken, num_moved - grown.numel(), num_weights, seed)])
-        positions, order = torch.cat([positions_K[kept], grown]).sort()
-        new = self.values.new_zeros(num_moved)
-        self.values.copy_(torch.cat([self.values[kept], new])[order])
-        self.squares.copy_(torch.cat([self.squares[kept], new])[order])
+            others = _others(taken, num_moved - grown.numel(), num_weights, seed)
+            grown, _, _ = _together(grown, others)
+        positions, places, _ = _together(positions_K[kept_K], grown)
+        for stored in (self.values, self.squares):
+            new = torch.zeros_like(stored)
+            new[places] = stored[kept_K]
+            stored.copy_(new)
         self._place(positions)
 
     def positions(self) -> Tensor:
@@ -287,6 +288,27 @@ def _random_positions(num_rows: int, width: int, num_active: int) -> Tensor:
     return torch.cat(found)
 
 
+def _without_smallest(magnitudes_K: Tensor, count: int) -> Tensor:
+    """All but so many of the smallest, of equal ones the first: bool (K,)."""
+    level = magnitudes_K.kthvalue(count).values
+    kept_K = magnitudes_K >= level
+    num_ties = count - (magnitudes_K.numel() - int(kept_K.sum()))
+    ties = (magnitudes_K == level).nonzero()[:num_ties, 0]
+    kept_K[ties] = False
+    return kept_K
+
+
+def _together(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Two rising lists without a number in common as one, and the places of both in it."""
+    places = torch.arange(first.numel(), device=first.device)
+    places += torch.searchsorted(second, first)
+    others = torch.arange(second.numel(), device=first.device)
+    others += torch.searchsorted(first, second)
+    merged = first.new_empty(first.numel() + second.numel())
+    merged[places], merged[others] = first, second
+    return merged, places, others
+
+
 def _largest(rows_U: Tensor, gradient_UD: Tensor, active_UD: Tensor, most: int) -> Tensor:
     """Positions of the inactive weights with the largest gradients that are not zero."""
     width = gradient_UD.shape[1]
@@ -298,7 +320,7 @@ def _largest(rows_U: Tensor, gradient_UD: Tensor, active_UD: Tensor, most: int) 
 
 
 def _others(taken: Tensor, count: int, num_weights: int, seed: int) -> Tensor:
-    """So many random positions that are not taken, a function of the seed.
+    """So many random positions that are not taken, rising, a function of the seed.
 
     Args:
         taken: rising.
@@ -310,7 +332,7 @@ def _others(taken: Tensor, count: int, num_weights: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     # The r-th free position is r plus the taken ones before it; the taken one at place p has
     # taken[p] - p free ones before it.
-    if 2 * count > num_free:
+    if 4 * count > num_free:
         ranks = torch.randperm(num_free, generator=generator)[:count]
     else:
         ranks = torch.empty(0, dtype=torch.int64)
@@ -318,6 +340,6 @@ def _others(taken: Tensor, count: int, num_weights: int, seed: int) -> Tensor:
             more = torch.randint(num_free, (2 * count,), generator=generator)
             ranks = torch.cat([ranks, more]).unique()
         ranks = ranks[torch.randperm(ranks.numel(), generator=generator)[:count]]
-    ranks = ranks.to(taken.device)
+    ranks = ranks.sort().values.to(taken.device)
     free_before = taken - torch.arange(taken.numel(), device=taken.device)
     return ranks + torch.searchsorted(free_before, ranks, right=True)
