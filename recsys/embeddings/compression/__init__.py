@@ -58,10 +58,20 @@ _Any = (
 )
 # fmt: on
 
+
+def _with_kind(value: object) -> object:
+    """A method's name as its settings; lists, which are no tuples behind a validator, as tuples."""
+    if isinstance(value, str):
+        return {"kind": value}
+    if isinstance(value, dict):
+        return {key: tuple(v) if isinstance(v, list) else v for key, v in value.items()}
+    return value
+
+
 AnyScheme = Annotated[
     _Any,
     Field(discriminator="kind"),
-    BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value),
+    BeforeValidator(_with_kind),
 ]
 """A method by name, `scheme: compositional`, or with settings, `scheme: {kind: ..., ...}`."""
 
