@@ -89,6 +89,43 @@ def ascending(scores_N: Tensor, seen_N: Tensor, ids_N: Tensor) -> Tensor:
     return order
 
 
+class Ranked(NamedTuple):
+    """Some ids with what ranks them: worth, then step, then id."""
+
+    worth_N: Tensor
+    seen_N: Tensor
+    ids_N: Tensor
+
+    def at(self, places_M: Tensor) -> "Ranked":
+        """Some of them."""
+        return Ranked(*(values_N[places_M] for values_N in self))
+
+    def best_first(self) -> Tensor:
+        """(N,) places from the most valuable on; of two worth the same the smaller id first."""
+        return ascending(-self.worth_N, -self.seen_N, self.ids_N)
+
+
+def contest(rivals: Ranked, owners: Ranked) -> tuple[Tensor, Tensor]:
+    """Who replaces whom: the best rival the weakest owner, as long as it is worth more.
+
+    Returns:
+        Places among the rivals, the best first, and as many places among the owners.
+    """
+    none = rivals.ids_N.new_zeros(0)
+    if not rivals.ids_N.numel() or not owners.ids_N.numel():
+        return none, none
+    # Most have no part in it, and sorting them all would be most of the work.
+    strong_N = (rivals.worth_N > owners.worth_N.min()).nonzero()[:, 0]
+    weak_C = (owners.worth_N < rivals.worth_N.max()).nonzero()[:, 0]
+    strong_N = strong_N[rivals.at(strong_N).best_first()]
+    weak_C = weak_C[ascending(*owners.at(weak_C))]
+    size = min(strong_N.numel(), weak_C.numel())
+    strong_N, weak_C = strong_N[:size], weak_C[:size]
+    # One side falls and the other rises, so those who win come first.
+    wins = rivals.worth_N[strong_N] > owners.worth_N[weak_C]
+    return strong_N[wins], weak_C[wins]
+
+
 class OwnerMap(nn.Module):
     """From ids to slots 0 .. num_slots - 1; what is served of it all.
 

@@ -16,8 +16,10 @@ from recsys.embeddings.admission import (
     Candidates,
     OwnerMap,
     Owners,
+    Ranked,
     Sketch,
     ascending,
+    contest,
     owned_rows,
     summed_by_id,
 )
@@ -118,6 +120,30 @@ def test_the_order_is_pythons_on_tuples(pairs: list[tuple[int, int]]) -> None:
     scores, seen, ids = (torch.tensor([r[k] for r in rows]).reshape(-1) for k in range(3))
     order = ascending(scores.double(), seen, ids.long())
     assert [rows[i] for i in order.tolist()] == sorted(rows)
+
+
+def ranked_of(pairs: list[tuple[int, int]], first: int) -> Ranked:
+    worth, seen = (torch.tensor([pair[k] for pair in pairs]).reshape(-1) for k in range(2))
+    return Ranked(worth.double(), seen.long(), torch.arange(first, first + len(pairs)))
+
+
+PAIRS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), max_size=10)
+
+
+@settings(deadline=None, max_examples=60)
+@given(PAIRS, PAIRS)
+def test_the_best_rivals_replace_the_weakest_owners(
+    rivals: list[tuple[int, int]], owners: list[tuple[int, int]]
+) -> None:
+    best = sorted(range(len(rivals)), key=lambda i: (-rivals[i][0], -rivals[i][1], i))
+    weakest = sorted(range(len(owners)), key=lambda i: (*owners[i], i))
+    pairs = [
+        (one, other)
+        for one, other in zip(best, weakest, strict=False)
+        if rivals[one][0] > owners[other][0]
+    ]
+    winners, losers = contest(ranked_of(rivals, 1), ranked_of(owners, 50))
+    assert list(zip(winners.tolist(), losers.tolist(), strict=True)) == pairs
 
 
 class SlowSketch:

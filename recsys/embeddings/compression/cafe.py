@@ -35,9 +35,10 @@ from recsys.embeddings.admission import (
     Amounts,
     Candidates,
     Owners,
+    Ranked,
     ServedOwners,
     Sketch,
-    ascending,
+    contest,
     owned_rows,
     summed_by_id,
 )
@@ -274,19 +275,18 @@ class Cafe(AbstractScheme):
         was_C = owners.occupied_C
         stay_C = was_C & (owners.scores >= config.hysteresis * self.threshold)
         waiting = self.sketch.candidates(self.threshold)
-        best_N = ascending(-waiting.scores_N, -waiting.seen_N, waiting.ids_N)
+        coming = Ranked(waiting.scores_N, waiting.seen_N, waiting.ids_N)
         num_free = stay_C.numel() - int(stay_C.sum())
-        promoted_N, rivals_N = best_N[:num_free], best_N[num_free:]
-        if rivals_N.numel():
-            places_C = stay_C.nonzero()[:, 0]
-            scores_C = owners.scores[places_C].double()
-            order = ascending(scores_C, owners.seen[places_C], owners.map.keys[places_C])
-            rivals_N = rivals_N[: order.numel()]
-            order = order[: rivals_N.numel()]
-            # One side falls and the other rises, so those who win come first.
-            wins_N = config.hysteresis * waiting.scores_N[rivals_N] > scores_C[order]
-            stay_C[places_C[order[wins_N]]] = False
-            promoted_N = torch.cat([promoted_N, rivals_N[wins_N]])
+        line_N = coming.best_first()
+        promoted_N, rivals_N = line_N[:num_free], line_N[num_free:]
+        rivals = coming.at(rivals_N)
+        rivals = rivals._replace(worth_N=rivals.worth_N * config.hysteresis)
+        places_C = stay_C.nonzero()[:, 0]
+        scores_C = owners.scores[places_C].double()
+        there = Ranked(scores_C, owners.seen[places_C], owners.map.keys[places_C])
+        winners_N, losers_C = contest(rivals, there)
+        stay_C[places_C[losers_C]] = False
+        promoted_N = torch.cat([promoted_N, rivals_N[winners_N]])
         new = Candidates(*(values[promoted_N] for values in waiting))
         gone_C = was_C & ~stay_C
         demoted = Amounts(owners.map.keys[gone_C], owners.scores[gone_C].double())

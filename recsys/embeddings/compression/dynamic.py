@@ -41,9 +41,11 @@ from recsys.embeddings.admission import (
     Amounts,
     Candidates,
     Owners,
+    Ranked,
     ServedOwners,
     Sketch,
     ascending,
+    contest,
     faded,
     owned_rows,
     summed_by_id,
@@ -209,20 +211,19 @@ class Dynamic(AbstractScheme):
             stay_C = stay_C & (now - owners.seen <= config.max_age)
         waiting = self.sketch.candidates(config.min_count)
         worth_N = self._worth(waiting.scores_N, waiting.seen_N, now)
-        # Of ids worth the same, the smaller is the first to come and the first to go.
-        best_N = ascending(-worth_N, -waiting.seen_N, waiting.ids_N)
+        coming = Ranked(worth_N, waiting.seen_N, waiting.ids_N)
         num_free = stay_C.numel() - int(stay_C.sum())
-        admitted_N, rivals_N = best_N[:num_free], best_N[num_free:]
-        if rivals_N.numel():
-            places_C = stay_C.nonzero()[:, 0]
-            worth_C = self._worth(owners.scores[places_C], owners.seen[places_C], now)
-            order = ascending(worth_C, owners.seen[places_C], owners.map.keys[places_C])
-            rivals_N = rivals_N[: order.numel()]
-            order = order[: rivals_N.numel()]
-            # One side falls and the other rises, so those who win come first.
-            wins_N = worth_N[rivals_N] > worth_C[order]
-            stay_C[places_C[order[wins_N]]] = False
-            admitted_N = torch.cat([admitted_N, rivals_N[wins_N]])
+        # Without a free row nobody needs to be first in line.
+        line_N = (
+            coming.best_first() if num_free else torch.arange(worth_N.numel()).to(stay_C.device)
+        )
+        admitted_N, rivals_N = line_N[:num_free], line_N[num_free:]
+        places_C = stay_C.nonzero()[:, 0]
+        worth_C = self._worth(owners.scores[places_C], owners.seen[places_C], now)
+        there = Ranked(worth_C, owners.seen[places_C], owners.map.keys[places_C])
+        winners_N, losers_C = contest(coming.at(rivals_N), there)
+        stay_C[places_C[losers_C]] = False
+        admitted_N = torch.cat([admitted_N, rivals_N[winners_N]])
         new = Candidates(*(values[admitted_N] for values in waiting))
         evicted = num_before - int(stay_C.sum())
         slots_N = owners.exchange(stay_C, new)
