@@ -44,6 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dynamic": {"capacity": 20, "min_count": 1, "update_every": 2},
     "hash": {"num_rows": 20},
     "mde": {"alpha": 0.9},
+    "mde_popularity": {"alpha": 1, "num_hot": 4, "num_shared": 3},
     "mgqe": {"num_choices": 8, "num_choices_rare": 4},
     "optembed": {"threshold_lr": 0.02, "generations": 1, "mutations": 2, "crossovers": 2},
     "pep": {"density": 0.3},
@@ -52,7 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "unified": {"num_rows": 31, "num_tables": 2, "whole_share": 0.2},
 }
 """By method, settings that fit 40 users, 60 items and 12 tags; others take their defaults."""
-VOCABULARY_ONLY: set[str] = {"adapt_emb", "autosrh", "mgqe"}
+VOCABULARY_ONLY: set[str] = {"adapt_emb", "autosrh", "mde_popularity", "mgqe"}
 """Methods that need ids by frequency: the hashed feature stays uncompressed."""
 AT_MOST: set[str] = {"autosrh", "deeplight", "dsl", "pep"}
 """Methods whose serving bytes are a budget: what is served may take less."""

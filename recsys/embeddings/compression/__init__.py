@@ -21,6 +21,7 @@ from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.compression.hashing_trick import HashConfig
 from recsys.embeddings.compression.integer import Int8Config, Int16Config
 from recsys.embeddings.compression.mde import MDEConfig
+from recsys.embeddings.compression.mde_popularity import PopularityMDEConfig
 from recsys.embeddings.compression.mgqe import MGQEConfig
 from recsys.embeddings.compression.optembed import OptEmbedConfig
 from recsys.embeddings.compression.pep import PepConfig
@@ -52,6 +53,7 @@ _Any = (
     | MGQEConfig
     | OptEmbedConfig
     | PepConfig
+    | PopularityMDEConfig
     | RobeConfig
     | TTRecConfig
     | UnifiedConfig

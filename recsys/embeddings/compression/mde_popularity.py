@@ -1,0 +1,195 @@
+"""Mixed dimensions within a feature, by popularity (Ginart et al., ISIT 2021, arXiv:1909.11810).
+
+The paper cuts a feature's values into blocks of equal popularity and gives block i the width
+d_i = d (p_i / p_1)^alpha, with a projection to d for each block:
+
+    e(x) = E_i[x] P_i,   x in block i.
+
+A vocabulary tells the order of its ids and not their counts. Under Zipf's law popularity is one
+over the rank, so the id at rank r gets d (r / r_0)^(-alpha), rounded down to a power of two: the
+first r_0 ids have full rows, the next ones half as wide, and so on to one number. Ids further down
+share rows of one number by a hash. One r_0 serves all features, as equally frequent ids of
+different features deserve equal widths; it is searched for the budget.
+
+Shapes: V ids, W width of a block, D embedding width.
+"""
+
+import math
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from recsys.embeddings.compression.mde import LANES, table_rows
+from recsys.embeddings.hashing import positive, salt, splitmix64
+from recsys.embeddings.scheme import (
+    FLOAT_BYTES,
+    AbstractScheme,
+    Decision,
+    SchemeConfig,
+    SchemeError,
+    Space,
+    too_small,
+)
+from recsys.embeddings.tables import TableSpec
+
+
+@dataclass(frozen=True)
+class Block:
+    """Ids of equal width."""
+
+    start: int
+    stop: int
+    width: int
+
+
+class PopularityMDEConfig(SchemeConfig):
+    """Rows as wide as their ids are frequent."""
+
+    kind: Literal["mde_popularity"] = "mde_popularity"
+    alpha: float = Field(default=0.5, gt=0, le=1)
+    """Temperature: how fast widths fall with the rank."""
+    num_hot: PositiveInt | None = None
+    """r_0, ids with full rows. Found for a budget."""
+    num_shared: PositiveInt = 16
+    """Rows that ids beyond the last block share."""
+
+    def sized(self, spaces: SequenceOf[Space], budget_bytes: int | None) -> dict[str, Self | None]:
+        """One r_0 for all; features that would not shrink stay whole."""
+        for space in spaces:
+            _check_order(space)
+        num_hot = self.num_hot
+        if budget_bytes is not None:
+            num_hot = self._largest(spaces, budget_bytes)
+        if num_hot is None:
+            raise SchemeError(
+                "scheme mde_popularity needs a size: set its num_hot, or embeddings.budget"
+            )
+        sized = self.model_copy(update={"num_hot": num_hot})
+        return {
+            space.name: sized if sized.table_bytes(space) < space.full_bytes else None
+            for space in spaces
+        }
+
+    def _largest(self, spaces: SequenceOf[Space], budget_bytes: int) -> int:
+        def cost(num_hot: int) -> int:
+            sized = self.model_copy(update={"num_hot": num_hot})
+            return sum(min(space.full_bytes, sized.table_bytes(space)) for space in spaces)
+
+        if cost(1) > budget_bytes:
+            raise too_small("mde_popularity", cost(1), spaces, budget_bytes)
+        low, high = 1, max(space.num_rows for space in spaces)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if cost(middle) <= budget_bytes else (low, middle - 1)
+        return low
+
+    def blocks(self, space: Space) -> tuple[Block, ...]:
+        """The blocks of a feature, the widest first; together all ids that do not share."""
+        assert self.num_hot is not None, "sized"
+        found, start, width = [], 0, space.embedding_dim
+        while start < space.num_rows and width:
+            exact = self.num_hot * (space.embedding_dim / width) ** (1 / self.alpha)
+            stop = min(space.num_rows, max(start, math.floor(exact)))
+            if stop > start:
+                found.append(Block(start, stop, width))
+            start, width = stop, _narrower(width)
+        return tuple(found)
+
+    def table_bytes(self, space: Space) -> int:
+        """Bytes of all blocks' tables and projections, and of the shared rows."""
+        blocks = self.blocks(space)
+        total = 0
+        for block in blocks:
+            rows, stored = table_rows(_num_rows(block, blocks, space, self.num_shared), block.width)
+            total += rows * stored
+            if block.width < space.embedding_dim:
+                total += block.width * space.embedding_dim
+        return FLOAT_BYTES * total
+
+    def scheme(self, space: Space, stage: str, decision: Decision) -> "PopularityMDE":
+        """A table and a projection for each block."""
+        return PopularityMDE(space, self.blocks(space), self.num_shared)
+
+
+def _narrower(width: int) -> int:
+    """The next power of two below a width; 0 below one number."""
+    return 0 if width == 1 else 2 ** (math.ceil(math.log2(width)) - 1)
+
+
+def _num_rows(block: Block, blocks: SequenceOf[Block], space: Space, num_shared: int) -> int:
+    """Rows of a block: the last one also holds what the ids beyond it share."""
+    shared = num_shared if block is blocks[-1] and block.stop < space.num_rows else 0
+    return block.stop - block.start + shared
+
+
+def _check_order(space: Space) -> None:
+    if not space.by_frequency:
+        raise SchemeError(
+            "scheme mde_popularity needs ids in order of frequency, and those of feature"
+            f" {space.name!r} are hashed: encode it with a vocabulary (kind: categorical, without"
+            f" num_embeddings), or set embeddings.features.{space.name}.scheme to another"
+        )
+
+
+class PopularityMDE(AbstractScheme):
+    """e(x) = E_i[x] P_i for x in block i.
+
+    Tables start as a full one's would; projections are uniform of variance 1 / W, so that a sum of
+    W products has the variance of one weight. A block as wide as the vectors has none.
+    """
+
+    def __init__(self, space: Space, blocks: tuple[Block, ...], num_shared: int) -> None:
+        super().__init__(space)
+        self.blocks = blocks
+        self.num_shared = num_shared
+        self.salt = salt(space.name, "mde_popularity")
+        self.projections = nn.ParameterDict()
+        lookups = []
+        for block in blocks:
+            rows, stored = table_rows(_num_rows(block, blocks, space, num_shared), block.width)
+            name = f"{space.name}_{block.width}"
+            lookups.append(TableSpec(name, rows, stored, space.settings))
+            if block.width < self.embedding_dim:
+                bound = math.sqrt(3 / block.width)
+                weight_WD = torch.empty(block.width, self.embedding_dim).uniform_(-bound, bound)
+                self.projections[f"width_{block.width}"] = nn.Parameter(weight_WD)
+        self.lookups = tuple(lookups)
+
+    def _places(self, ids: Tensor, block: Block) -> tuple[Tensor, Tensor]:
+        """Whether ids are the block's, and their place in it (0 where they are not)."""
+        mine = (ids >= block.start) & (ids < block.stop)
+        places = ids - block.start
+        if block is self.blocks[-1] and block.stop < self.space.num_rows:
+            beyond = ids >= block.stop
+            shared = positive(splitmix64(ids + self.salt)) % self.num_shared
+            places = torch.where(beyond, block.stop - block.start + shared, places)
+            mine = mine | beyond
+        return mine, torch.where(mine, places, 0)
+
+    def rows(self, ids: Tensor) -> tuple[Tensor, ...]:
+        found = []
+        for block in self.blocks:
+            _, places = self._places(ids, block)
+            lanes = max(1, LANES // block.width)
+            found.append(places.div(lanes, rounding_mode="floor"))
+        return tuple(found)
+
+    def combine(self, ids: Tensor, vectors: SequenceOf[Tensor]) -> Tensor:
+        parts = []
+        for block, stored in zip(self.blocks, vectors, strict=True):
+            mine, places = self._places(ids, block)
+            part = stored
+            if block.width < LANES:
+                first = places % (LANES // block.width) * block.width
+                columns = first[..., None] + torch.arange(block.width, device=ids.device)
+                part = stored.gather(-1, columns)
+            if block.width < self.embedding_dim:
+                projection = self.projections[f"width_{block.width}"]
+                # Under autocast products are bfloat16; vectors are as wide as weights.
+                part = (part @ projection).to(projection.dtype)
+            parts.append(torch.where(mine[..., None], part, 0.0))
+        return torch.stack(parts).sum(dim=0)
