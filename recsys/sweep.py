@@ -17,6 +17,7 @@ import yaml
 
 from feature_store.store import Store
 from recsys.checkpoint import write_atomically
+from recsys.embeddings.compression import SCHEMES
 from recsys.embeddings.scheme import BudgetTooSmall, SchemeError
 from recsys.embeddings.serving import serving_form
 from recsys.evaluation.pareto import (
@@ -93,7 +94,8 @@ def sweep(
     """Train every scheme at every budget with every seed, and the uncompressed tables beside them.
 
     Args:
-        experiment: its embeddings' default scheme and budget are replaced, all else stays.
+        experiment: its embeddings' default scheme and budget are replaced, all else stays; for
+            schemes whose rows update themselves its default's dense optimizer and l2 are dropped.
         schemes: names, with settings in braces where wanted: `robe`, `unified{num_lookups: 2}`.
         budgets: percentages (`10%`) or bytes (`1000000`).
         seeds: 0 .. seeds - 1.
@@ -177,6 +179,9 @@ def _job(
 ) -> _Job:
     values = experiment.model_dump()
     values["embeddings"]["default"]["scheme"] = scheme
+    method = SCHEMES.get(scheme["kind"])
+    if method is not None and method.updates_itself:
+        values["embeddings"]["default"] |= {"optimizer": "sparse", "l2": 0.0}
     allowed = int(budget) if budget.isdigit() else budget
     values["embeddings"]["budget"] = None if label == UNCOMPRESSED else allowed
     values["training"]["seed"] = seed

@@ -232,6 +232,8 @@ class SchemeConfig(Config, ABC):
     continues: ClassVar[frozenset[str]] = frozenset()
     """Stages that start from the weights of the stage before; others from the initial ones."""
     takes_budget: ClassVar[bool] = True
+    updates_itself: ClassVar[bool] = False
+    """Its rows move by an optimizer of the scheme's, so a dense optimizer and l2 are refused."""
     unbounded: ClassVar[bool] = False
     """Takes features hashed to 64 bits whose number of ids nobody has said."""
 

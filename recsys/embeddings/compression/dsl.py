@@ -28,7 +28,7 @@ batch, (...) ids.
 import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -56,6 +56,7 @@ _CHUNK_ROWS = 1 << 16
 class DslConfig(SchemeConfig):
     """Train a sparse table whose active weights move to where the gradient is."""
 
+    updates_itself: ClassVar[bool] = True
     kind: Literal["dsl"] = "dsl"
     density: float = Field(default=0.5, gt=0, le=1)
     """Share of the weights that is active where there is no budget; the paper's 0.5."""

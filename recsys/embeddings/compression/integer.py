@@ -18,7 +18,7 @@ rows of a step.
 
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import PositiveFloat
@@ -50,6 +50,8 @@ _CHUNK_ROWS = 1 << 16
 
 class SelfTrainedConfig(SchemeConfig):
     """How rows move that the training's optimizers do not know."""
+
+    updates_itself: ClassVar[bool] = True
 
     optimizer: RowOptimizerKind = "rowwise_adagrad"
     """rowwise_adagrad keeps 4 bytes a row in training, adagrad 4 a weight, sgd nothing."""
