@@ -170,19 +170,20 @@ def show_analysis(result: "Analysis") -> None:
         ["table", "rows", "mean square", "at start", *quantiles],
         norms,
     )
-    closest = sorted(result.angles, key=lambda angle: angle.overlap, reverse=True)[:_CLOSEST]
+    closest = sorted(result.angles, key=lambda a: a.overlap / a.independent, reverse=True)
     pairs = [
         [
             f"{each.one}, {each.other}",
             "yes" if each.share_a_table else "no",
             f"{each.degrees:.1f}",
             f"{each.overlap:.3f}",
+            f"{each.independent:.3f}",
         ]
-        for each in closest
+        for each in closest[:_CLOSEST]
     ]
     show_table(
-        "First-layer weights that overlap most",
-        ["features", "one table", "angle", "overlap"],
+        "First-layer weights that overlap most, beside what independent ones do",
+        ["features", "one table", "angle", "overlap", "independent"],
         pairs,
     )
     if result.mean_degrees is not None:

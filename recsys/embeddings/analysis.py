@@ -75,8 +75,9 @@ class Angle:
     unified table are compared each with each, and averaged."""
     overlap: float
     """||A B^T|| / (||A|| ||B||) of the two (H, D) blocks in Frobenius norms: 0 where no unit sees
-    what moves the row for the other feature, 1 / sqrt(D) for independent weights, |cos| of the
-    angle with a single unit."""
+    what moves the row for the other feature, |cos| of the angle with a single unit."""
+    independent: float
+    """The overlap of independent weights, 1 / sqrt(D): no more than this is chance."""
 
 
 @dataclass(frozen=True)
@@ -260,7 +261,8 @@ def angles(blocks: SequenceOf[Block]) -> tuple[Angle, ...]:
                 overlaps.append(overlap(a_HD, b_HD))
         if degrees:
             mean, mean_overlap = sum(degrees) / len(degrees), sum(overlaps) / len(overlaps)
-            found.append(Angle(one.field, other.field, sharing, mean, mean_overlap))
+            independent = one.chunks[0][1].shape[1] ** -0.5
+            found.append(Angle(one.field, other.field, sharing, mean, mean_overlap, independent))
     return tuple(found)
 
 

@@ -155,6 +155,8 @@ def test_overlap_is_that_of_the_product_of_both_readers() -> None:
     logistic = overlap(one[:1], other[:1])
     degrees = mean_degrees(one[:1], other[:1])
     assert logistic == pytest.approx(abs(math.cos(math.radians(degrees))), rel=1e-5)
+    units = [torch.randn(4000, 4, generator=torch.Generator().manual_seed(n)) for n in (1, 2)]
+    assert overlap(*units) == pytest.approx(0.5, rel=0.05)
     # Readers of different dimensions of the row do not see each other.
     assert overlap(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 1.0]] * 2)) == 0
 
@@ -170,6 +172,7 @@ def test_only_chunks_in_one_table_are_compared_where_there_are_some() -> None:
     assert found.share_a_table
     # 90 degrees in the first table, 0 in the second; chunks in different tables never meet.
     assert found.degrees == pytest.approx(45)
+    assert found.independent == 0.5
 
 
 def test_features_of_one_space_or_of_different_widths_are_not_compared() -> None:
