@@ -7,7 +7,7 @@ from support.training import CPU, embeddings_of
 
 from recsys.embeddings import initial
 from recsys.embeddings.collection import Embeddings, table_weight
-from recsys.embeddings.initial import initial_rows, initialize
+from recsys.embeddings.initial import initial_rows, initial_values, initialize
 from recsys.embeddings.tables import Table, TableSettings
 
 
@@ -23,6 +23,16 @@ def test_a_slice_of_the_table_is_drawn_alone(
     whole = initial_rows(table(), 3, 0, 1000)
     assert whole.shape == (1000, 4)
     assert torch.equal(initial_rows(table(), 3, start, stop), whole[start:stop])
+
+
+@pytest.mark.parametrize("rows", [[], [0], [999, 0, 63, 64, 64, 500]])
+def test_single_rows_are_those_of_the_whole_table(
+    monkeypatch: pytest.MonkeyPatch, rows: list[int]
+) -> None:
+    monkeypatch.setattr(initial, "CHUNK_ROWS", 64)
+    found = initial_values(table(), 3, torch.tensor(rows, dtype=torch.int64))
+    assert found.shape == (len(rows), 4)
+    assert torch.equal(found, initial_rows(table(), 3, 0, 1000)[rows])
 
 
 def test_an_empty_shard_has_no_rows() -> None:
