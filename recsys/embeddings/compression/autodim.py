@@ -63,6 +63,8 @@ class AutoDimConfig(SchemeConfig):
     least_temperature: PositiveFloat = 0.01
     budget_bytes: PositiveInt | None = None
     """What these features may weigh when served; filled in from embeddings.budget."""
+    promised_width: PositiveInt | None = None
+    """Filled in: a width that the budget allows, for the account before the search."""
 
     def sized(self, spaces: SequenceOf[Space], budget_bytes: int | None) -> dict[str, Self | None]:
         """Features that no candidate makes smaller stay whole; the rest share what is left."""
@@ -74,9 +76,14 @@ class AutoDimConfig(SchemeConfig):
             if least + whole > budget_bytes:
                 raise too_small("autodim", least + whole, spaces, budget_bytes)
             budget_bytes -= whole
-        for space in smaller:
-            allowed = self.budget_bytes if budget_bytes is None else budget_bytes
-            found[space.name] = self.model_copy(update={"budget_bytes": allowed})
+        allowed = self.budget_bytes if budget_bytes is None else budget_bytes
+        options = [
+            [Option(cost, math.log(width), width) for width, cost in self.costs(space).items()]
+            for space in smaller
+        ]
+        for space, option in zip(smaller, best_choice(options, allowed), strict=True):
+            update = {"budget_bytes": allowed, "promised_width": option.width}
+            found[space.name] = self.model_copy(update=update)
         return found
 
     def widths(self, space: Space) -> tuple[int, ...]:
@@ -104,15 +111,12 @@ class AutoDimConfig(SchemeConfig):
         }
 
     def scheme(self, space: Space, stage: str, decision: Decision) -> AbstractScheme:
-        """The mixture of all candidates, or the chosen one; undecided, the widest within budget."""
+        """The mixture of all candidates, or the chosen one; undecided, the promised one."""
         if stage == "search":
             return AutoDimSearch(space, self)
-        return NarrowTable(space, int(decision["width"]) if decision else self._widest(space))
-
-    def _widest(self, space: Space) -> int:
-        costs = self.costs(space)
-        allowed = space.full_bytes if self.budget_bytes is None else self.budget_bytes
-        return max((w for w in costs if costs[w] <= allowed), default=min(costs))
+        width = int(decision["width"]) if decision else self.promised_width
+        assert width is not None, "sized"
+        return NarrowTable(space, width)
 
     def decide(
         self,
