@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dynamic": {"capacity": 20, "min_count": 1, "update_every": 2},
     "hash": {"num_rows": 20},
     "mde": {"alpha": 0.9},
-    "mde_popularity": {"alpha": 1, "num_hot": 4, "num_shared": 3},
+    "mde_popularity": {"alpha": 1, "num_owners": 32, "num_shared": 3},
     "mgqe": {"num_choices": 8, "num_choices_rare": 4},
     "optembed": {"threshold_lr": 0.02, "generations": 1, "mutations": 2, "crossovers": 2},
     "pep": {"density": 0.3},

@@ -16,12 +16,12 @@ def space(num_ids: int = 1000, dim: int = 16, name: str = "item", *, hashed: boo
 
 
 def test_blocks_by_hand() -> None:
-    config = PopularityMDEConfig(alpha=1, num_hot=10)
+    config = PopularityMDEConfig(alpha=1, num_owners=160)
     assert config.blocks(space(100)) == (
         Block(0, 10, 16), Block(10, 20, 8), Block(20, 40, 4), Block(40, 80, 2), Block(80, 100, 1),
     )  # fmt: skip
-    # (D / w)^(1 / alpha) = 4 and 16 times r_0; the rest of 1,000 ids share.
-    config = PopularityMDEConfig(alpha=0.5, num_hot=10)
+    # w^(-1 / alpha) = 1, 1/4 and 1/16 of N; the rest of 1,000 ids share.
+    config = PopularityMDEConfig(alpha=0.5, num_owners=160)
     assert config.blocks(space(1000, dim=4)) == (
         Block(0, 10, 4), Block(10, 40, 2), Block(40, 160, 1),
     )  # fmt: skip
@@ -33,7 +33,7 @@ def test_blocks_by_hand() -> None:
 @pytest.mark.parametrize("num_ids", [30, 70, 1000])
 def test_vectors_equal_a_loop_over_ids(num_ids: int) -> None:
     torch.manual_seed(0)
-    config = PopularityMDEConfig(alpha=1, num_hot=5, num_shared=3)
+    config = PopularityMDEConfig(alpha=1, num_owners=80, num_shared=3)
     scheme = config.scheme(space(num_ids), "train", {})
     tables = [torch.randn(spec.num_embeddings, spec.embedding_dim) for spec in scheme.lookups]
     ids = torch.arange(num_ids)
@@ -69,7 +69,7 @@ def _shared(scheme: torch.nn.Module, x: int) -> int:
 
 def test_ids_that_share_do_so_and_others_do_not() -> None:
     torch.manual_seed(0)
-    config = PopularityMDEConfig(alpha=1, num_hot=2, num_shared=3)
+    config = PopularityMDEConfig(alpha=1, num_owners=8, num_shared=3)
     scheme = config.scheme(space(500, dim=4), "train", {})
     tables = [torch.randn(spec.num_embeddings, spec.embedding_dim) for spec in scheme.lookups]
     ids = torch.arange(500)
@@ -83,8 +83,8 @@ def test_ids_that_share_do_so_and_others_do_not() -> None:
 def test_the_largest_number_of_full_rows_within_the_budget(budget: int) -> None:
     spaces = [space(1000), space(7, name="device"), space(300, name="user")]
 
-    def stored(num_hot: int) -> int:
-        sized = PopularityMDEConfig(num_hot=num_hot).sized(spaces, None)
+    def stored(num_owners: int) -> int:
+        sized = PopularityMDEConfig(num_owners=num_owners).sized(spaces, None)
         total = 0
         for each in spaces:
             config = sized[each.name]
@@ -98,22 +98,22 @@ def test_the_largest_number_of_full_rows_within_the_budget(budget: int) -> None:
 
     sized = PopularityMDEConfig().sized(spaces, budget)
     item = sized["item"]
-    assert item is not None and item.num_hot is not None
-    assert stored(item.num_hot) <= budget < stored(item.num_hot + 1)
+    assert item is not None and item.num_owners is not None
+    assert stored(item.num_owners) <= budget < stored(item.num_owners + 4)
     assert sized["device"] is None, "seven rows would not shrink"
 
 
 def test_what_cannot_be() -> None:
     with pytest.raises(BudgetTooSmall, match="mde_popularity"):
         PopularityMDEConfig().sized([space()], 100)
-    with pytest.raises(SchemeError, match="num_hot"):
+    with pytest.raises(SchemeError, match="num_owners"):
         PopularityMDEConfig().sized([space()], None)
     with pytest.raises(SchemeError, match="'item' are hashed"):
-        PopularityMDEConfig(num_hot=3).sized([space(hashed=True)], None)
+        PopularityMDEConfig(num_owners=3).sized([space(hashed=True)], None)
 
 
 def test_gradients_reach_rows_and_projections() -> None:
-    config = PopularityMDEConfig(alpha=1, num_hot=2, num_shared=2)
+    config = PopularityMDEConfig(alpha=1, num_owners=8, num_shared=2)
     scheme = config.scheme(space(40, dim=4), "train", {}).double()
     ids = torch.tensor([0, 3, 5, 39, 7])
     rows = scheme.rows(ids)

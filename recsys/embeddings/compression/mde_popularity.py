@@ -6,10 +6,10 @@ d_i = d (p_i / p_1)^alpha, with a projection to d for each block:
     e(x) = E_i[x] P_i,   x in block i.
 
 A vocabulary tells the order of its ids and not their counts. Under Zipf's law popularity is one
-over the rank, so the id at rank r gets d (r / r_0)^(-alpha), rounded down to a power of two: the
-first r_0 ids have full rows, the next ones half as wide, and so on to one number. Ids further down
-share rows of one number by a hash. One r_0 serves all features, as equally frequent ids of
-different features deserve equal widths; it is searched for the budget.
+over the rank, so the id at rank r gets (r / N)^(-alpha) numbers, at most d, rounded down to a
+power of two: of the N ids that own a row the last ones have one number, the ones before them two,
+and so on. Ids further down share rows of one number by a hash. One N serves all features, as
+equally frequent ids of different features deserve equal widths; it is searched for the budget.
 
 Shapes: V ids, W width of a block, D embedding width.
 """
@@ -37,6 +37,10 @@ from recsys.embeddings.scheme import (
 from recsys.embeddings.tables import TableSpec
 
 
+_NOISE = 1e-9
+"""Of a power that is a whole number."""
+
+
 @dataclass(frozen=True)
 class Block:
     """Ids of equal width."""
@@ -50,38 +54,41 @@ class PopularityMDEConfig(SchemeConfig):
     """Rows as wide as their ids are frequent."""
 
     kind: Literal["mde_popularity"] = "mde_popularity"
-    alpha: float = Field(default=0.5, gt=0, le=1)
+    alpha: float = Field(default=0.3, gt=0, le=1)
     """Temperature: how fast widths fall with the rank."""
-    num_hot: PositiveInt | None = None
-    """r_0, ids with full rows. Found for a budget."""
+    num_owners: PositiveInt | None = None
+    """N, ids with a row of their own, of each feature. Found for a budget."""
     num_shared: PositiveInt = 16
     """Rows that ids beyond the last block share."""
 
     def sized(self, spaces: SequenceOf[Space], budget_bytes: int | None) -> dict[str, Self | None]:
-        """One r_0 for all; features that would not shrink stay whole."""
+        """One N for all; features that would not shrink stay whole."""
         for space in spaces:
             _check_order(space)
-        num_hot = self.num_hot
+        num_owners = self.num_owners
         if budget_bytes is not None:
-            num_hot = self._largest(spaces, budget_bytes)
-        if num_hot is None:
+            num_owners = self._largest(spaces, budget_bytes)
+        if num_owners is None:
             raise SchemeError(
-                "scheme mde_popularity needs a size: set its num_hot, or embeddings.budget"
+                "scheme mde_popularity needs a size: set its num_owners, or embeddings.budget"
             )
-        sized = self.model_copy(update={"num_hot": num_hot})
+        sized = self.model_copy(update={"num_owners": num_owners})
         return {
             space.name: sized if sized.table_bytes(space) < space.full_bytes else None
             for space in spaces
         }
 
     def _largest(self, spaces: SequenceOf[Space], budget_bytes: int) -> int:
-        def cost(num_hot: int) -> int:
-            sized = self.model_copy(update={"num_hot": num_hot})
+        def cost(num_owners: int) -> int:
+            sized = self.model_copy(update={"num_owners": num_owners})
             return sum(min(space.full_bytes, sized.table_bytes(space)) for space in spaces)
 
         if cost(1) > budget_bytes:
             raise too_small("mde_popularity", cost(1), spaces, budget_bytes)
+        # From so many on the last id has a full row.
+        widest = max(space.embedding_dim for space in spaces)
         low, high = 1, max(space.num_rows for space in spaces)
+        high = math.ceil(high * widest ** (1 / self.alpha))
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if cost(middle) <= budget_bytes else (low, middle - 1)
@@ -89,11 +96,11 @@ class PopularityMDEConfig(SchemeConfig):
 
     def blocks(self, space: Space) -> tuple[Block, ...]:
         """The blocks of a feature, the widest first; together all ids that do not share."""
-        assert self.num_hot is not None, "sized"
+        assert self.num_owners is not None, "sized"
         found, start, width = [], 0, space.embedding_dim
         while start < space.num_rows and width:
-            exact = self.num_hot * (space.embedding_dim / width) ** (1 / self.alpha)
-            stop = min(space.num_rows, max(start, math.floor(exact)))
+            exact = self.num_owners * width ** (-1 / self.alpha)
+            stop = min(space.num_rows, max(start, math.floor(exact + _NOISE)))
             if stop > start:
                 found.append(Block(start, stop, width))
             start, width = stop, _narrower(width)
