@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from feature_store.features import IdField
-from recsys.embeddings.compression.mde_popularity import Block, PopularityMDEConfig
+from recsys.embeddings.compression.mde_popularity import Block, PopularityMDEConfig, rounded
 from recsys.embeddings.scheme import BudgetTooSmall, SchemeError, Space
 from recsys.embeddings.tables import TableSettings
 
@@ -127,3 +127,43 @@ def test_gradients_reach_rows_and_projections() -> None:
         return scheme.combine(ids, [t[r] for t, r in zip(inputs, rows, strict=False)])
 
     assert torch.autograd.gradcheck(vectors, (*tables, *weights))
+
+
+def test_rounding_and_its_gradients_by_hand() -> None:
+    """Codes of 4 bits are -8 .. 7; the step is 0.5."""
+    values = torch.tensor([0.30, -0.80, 9.0, -9.0], requires_grad=True)
+    step = torch.tensor(0.5, requires_grad=True)
+    found = rounded(values, step, 4)
+    assert found.tolist() == [0.5, -1.0, 3.5, -4.0]
+    found.sum().backward()
+    assert values.grad is not None and step.grad is not None
+    assert values.grad.tolist() == [1.0, 1.0, 0.0, 0.0]
+    assert step.grad.item() == pytest.approx((1 - 0.6) + (-2 + 1.6) + 7 - 8)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_integers_are_served_as_they_were_trained(bits: int) -> None:
+    torch.manual_seed(0)
+    config = PopularityMDEConfig(alpha=1, num_owners=80, num_shared=3, bits=bits)
+    scheme = config.scheme(space(1000), "train", {})
+    tables = {
+        spec.name: torch.randn(spec.num_embeddings, spec.embedding_dim) * 0.03
+        for spec in scheme.lookups
+    }
+    ids = torch.arange(1000)
+    looked_up = [tables[s.name][r] for s, r in zip(scheme.lookups, scheme.rows(ids), strict=True)]
+    served = scheme.serving(tables)
+    assert torch.equal(served.combine(ids, []), scheme.combine(ids, looked_up))
+    assert served.lookups == scheme.served_lookups() == ()
+    assert served.storage_bytes() == scheme.serving_bytes() == config.table_bytes(space(1000))
+    whole = PopularityMDEConfig(alpha=1, num_owners=80, num_shared=3)
+    assert config.table_bytes(space(1000)) < whole.table_bytes(space(1000))
+
+
+def test_fewer_bits_leave_room_for_more_rows() -> None:
+    owners = []
+    for bits in (32, 8, 4):
+        item = PopularityMDEConfig(bits=bits).sized([space(100_000)], 20_000)["item"]
+        assert item is not None and item.num_owners is not None
+        owners.append(item.num_owners)
+    assert owners[1] > 3 * owners[0] and owners[2] > 1.7 * owners[1]

@@ -11,10 +11,17 @@ power of two: of the N ids that own a row the last ones have one number, the one
 and so on. Ids further down share rows of one number by a hash. One N serves all features, as
 equally frequent ids of different features deserve equal widths; it is searched for the budget.
 
+With fewer `bits` the rows are served as integers. Training sees what is served: its forward pass
+rounds a row's numbers to a step s that each block learns, as in LSQ (Esser et al., ICLR 2020,
+arXiv:1902.08153), v' = s clip(round(v / s), -L - 1, L) with L = 2^(bits - 1) - 1. The gradient
+passes the rounding by; that of s is round(v / s) - v / s, or the bound where v is cut off. The
+paper's scale of that gradient is left out: Adam does not see it.
+
 Shapes: V ids, W width of a block, D embedding width.
 """
 
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -23,6 +30,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
+from recsys.embeddings.compression.integer import Codes, code_bytes, most_code
 from recsys.embeddings.compression.mde import LANES, table_rows
 from recsys.embeddings.hashing import positive, salt, splitmix64
 from recsys.embeddings.scheme import (
@@ -36,7 +44,7 @@ from recsys.embeddings.scheme import (
 )
 from recsys.embeddings.tables import TableSpec
 
-
+_LEAST_STEP = 1e-8
 _NOISE = 1e-9
 """Of a power that is a whole number."""
 
@@ -54,12 +62,14 @@ class PopularityMDEConfig(SchemeConfig):
     """Rows as wide as their ids are frequent."""
 
     kind: Literal["mde_popularity"] = "mde_popularity"
-    alpha: float = Field(default=0.3, gt=0, le=1)
+    alpha: float = Field(default=0.2, gt=0, le=1)
     """Temperature: how fast widths fall with the rank."""
     num_owners: PositiveInt | None = None
     """N, ids with a row of their own, of each feature. Found for a budget."""
     num_shared: PositiveInt = 16
     """Rows that ids beyond the last block share."""
+    bits: Literal[4, 8, 32] = 32
+    """Of a number in a served row; in training all are float32."""
 
     def sized(self, spaces: SequenceOf[Space], budget_bytes: int | None) -> dict[str, Self | None]:
         """One N for all; features that would not shrink stay whole."""
@@ -112,14 +122,14 @@ class PopularityMDEConfig(SchemeConfig):
         total = 0
         for block in blocks:
             rows, stored = table_rows(_num_rows(block, blocks, space, self.num_shared), block.width)
-            total += rows * stored
+            total += _row_bytes(rows, stored, self.bits)
             if block.width < space.embedding_dim:
-                total += block.width * space.embedding_dim
-        return FLOAT_BYTES * total
+                total += FLOAT_BYTES * block.width * space.embedding_dim
+        return total
 
     def scheme(self, space: Space, stage: str, decision: Decision) -> "PopularityMDE":
         """A table and a projection for each block."""
-        return PopularityMDE(space, self.blocks(space), self.num_shared)
+        return PopularityMDE(space, self.blocks(space), self.num_shared, self.bits)
 
 
 def _narrower(width: int) -> int:
@@ -131,6 +141,20 @@ def _num_rows(block: Block, blocks: SequenceOf[Block], space: Space, num_shared:
     """Rows of a block: the last one also holds what the ids beyond it share."""
     shared = num_shared if block is blocks[-1] and block.stop < space.num_rows else 0
     return block.stop - block.start + shared
+
+
+def _row_bytes(num_rows: int, width: int, bits: Literal[4, 8, 32]) -> int:
+    """Bytes of a block's rows as they are served, the step of its integers included."""
+    if bits == 32:
+        return FLOAT_BYTES * num_rows * width
+    return code_bytes(num_rows, width, bits) + FLOAT_BYTES
+
+
+def rounded(values: Tensor, step: Tensor, bits: Literal[4, 8]) -> Tensor:
+    """The nearest multiples of the step that have a code; differentiable in both."""
+    most = most_code(bits)
+    scaled = (values / step).clamp(-most - 1, most)
+    return (scaled + (scaled.round() - scaled).detach()) * step
 
 
 def _check_order(space: Space) -> None:
@@ -149,10 +173,18 @@ class PopularityMDE(AbstractScheme):
     W products has the variance of one weight. A block as wide as the vectors has none.
     """
 
-    def __init__(self, space: Space, blocks: tuple[Block, ...], num_shared: int) -> None:
+    def __init__(
+        self,
+        space: Space,
+        blocks: tuple[Block, ...],
+        num_shared: int,
+        bits: Literal[4, 8, 32] = 32,
+    ) -> None:
         super().__init__(space)
         self.blocks = blocks
         self.num_shared = num_shared
+        self.bits = bits
+        self.steps = nn.ParameterDict()
         self.salt = salt(space.name, "mde_popularity")
         self.projections = nn.ParameterDict()
         lookups = []
@@ -164,6 +196,10 @@ class PopularityMDE(AbstractScheme):
                 bound = math.sqrt(3 / block.width)
                 weight_WD = torch.empty(block.width, self.embedding_dim).uniform_(-bound, bound)
                 self.projections[f"width_{block.width}"] = nn.Parameter(weight_WD)
+            if bits != 32:
+                # The paper's 2 E|v| / sqrt(L), of uniform numbers.
+                first = space.settings.init_range / math.sqrt(most_code(bits))
+                self.steps[f"width_{block.width}"] = nn.Parameter(torch.tensor(first))
         self.lookups = tuple(lookups)
 
     def _places(self, ids: Tensor, block: Block) -> tuple[Tensor, Tensor]:
@@ -186,6 +222,17 @@ class PopularityMDE(AbstractScheme):
         return tuple(found)
 
     def combine(self, ids: Tensor, vectors: SequenceOf[Tensor]) -> Tensor:
+        if self.bits != 32:
+            steps = (self.step(block) for block in self.blocks)
+            vectors = [rounded(v, step, self.bits) for v, step in zip(vectors, steps, strict=True)]
+        return self.joined(ids, vectors)
+
+    def step(self, block: Block) -> Tensor:
+        """The distance of a block's codes."""
+        return self.steps[f"width_{block.width}"].abs().clamp(min=_LEAST_STEP)
+
+    def joined(self, ids: Tensor, vectors: SequenceOf[Tensor]) -> Tensor:
+        """(..., D) vectors from every block's rows."""
         parts = []
         for block, stored in zip(self.blocks, vectors, strict=True):
             mine, places = self._places(ids, block)
@@ -200,3 +247,46 @@ class PopularityMDE(AbstractScheme):
                 part = (part @ projection).to(projection.dtype)
             parts.append(torch.where(mine[..., None], part, 0.0))
         return torch.stack(parts).sum(dim=0)
+
+    def serving(self, weights: Mapping[str, Tensor]) -> AbstractScheme:
+        return self if self.bits == 32 else ServedPopularityMDE(self, weights)
+
+    def served_lookups(self) -> tuple[TableSpec, ...]:
+        return self.lookups if self.bits == 32 else ()
+
+    def serving_bytes(self) -> int:
+        if self.bits == 32:
+            return self.storage_bytes()
+        specs = self.lookups
+        codes = sum(code_bytes(s.num_embeddings, s.embedding_dim, self.bits) for s in specs)
+        return self.storage_bytes() + codes
+
+
+class ServedPopularityMDE(AbstractScheme):
+    """Blocks of integers, read without tables.
+
+    Args:
+        trained: with fewer bits than 32.
+        weights: whole tables by name.
+    """
+
+    def __init__(self, trained: PopularityMDE, weights: Mapping[str, Tensor]) -> None:
+        super().__init__(trained.space)
+        assert trained.bits != 32, "rounded"
+        self.trained = trained
+        self.codes = nn.ModuleList()
+        for block, spec in zip(trained.blocks, trained.lookups, strict=True):
+            codes = Codes(spec.num_embeddings, spec.embedding_dim, trained.bits)
+            scaled = weights[spec.name] / trained.step(block).detach()
+            codes.write(torch.arange(spec.num_embeddings), scaled.round())
+            self.codes.append(codes)
+
+    def combine(self, ids: Tensor, vectors: SequenceOf[Tensor]) -> Tensor:
+        trained = self.trained
+        found = [
+            codes(rows) * trained.step(block)
+            for block, codes, rows in zip(
+                trained.blocks, self.codes, trained.rows(ids), strict=True
+            )
+        ]
+        return trained.joined(ids, found)
