@@ -48,7 +48,8 @@ SEEDS = 3
 
 ALL = (
     "hash", "double_hash", "unified{num_lookups: 2}", "compositional", "robe", "tt_rec", "dhe",
-    "adapt_emb", "cafe", "mde", "mde_popularity", "mgqe", "dpq", "int8", "int16", "alpt", "autodim", "optembed",
+    "adapt_emb", "cafe", "mde", "mde_popularity", "mde_popularity{bits: 4}",
+    "mde_popularity{bits: 4, alpha: 0.15}", "mgqe", "dpq", "int8", "int16", "alpt", "autodim", "optembed",
     "deeplight", "autosrh", "pep", "dsl", "dedup",
 )  # fmt: skip
 """Every method, in the order of the families."""

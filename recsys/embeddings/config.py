@@ -20,14 +20,17 @@ from recsys.embeddings.compression import AnyScheme
 from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.scheme import (
     AbstractScheme,
+    BudgetTooSmall,
     Decision,
     SchemeConfig,
     SchemeError,
     Space,
+    smallest_whole,
 )
 from recsys.embeddings.tables import TableSettings
 
 Pooling = Literal["mean", "sum"]
+_WHOLE_SHARE = 0.1
 _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 
 
@@ -190,9 +193,24 @@ def _sized(
         allowed = None
         if share is not None and config.takes_budget:
             allowed = int(share * sum(space.full_bytes for space in members))
-        for name, sized in config.sized(members, allowed).items():
+        for name, sized in _sized_group(config, members, allowed).items():
             found[name] = FullConfig() if sized is None else sized
     return found
+
+
+def _sized_group(
+    config: SchemeConfig, members: SequenceOf[Space], allowed: int | None
+) -> Mapping[str, SchemeConfig | None]:
+    """Settings of all spaces under one scheme; the smallest stay whole where that is asked for."""
+    if allowed is not None and config.keeps_smallest:
+        whole = smallest_whole(members, _WHOLE_SHARE * allowed)
+        rest = [space for space in members if space not in whole]
+        left = allowed - sum(space.full_bytes for space in whole)
+        try:
+            return {**dict.fromkeys(s.name for s in whole), **config.sized(rest, left)}
+        except BudgetTooSmall:
+            pass  # with every feature compressed it may still be reached
+    return config.sized(members, allowed)
 
 
 def _share(

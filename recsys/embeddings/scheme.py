@@ -232,6 +232,9 @@ class SchemeConfig(Config, ABC):
     continues: ClassVar[frozenset[str]] = frozenset()
     """Stages that start from the weights of the stage before; others from the initial ones."""
     takes_budget: ClassVar[bool] = True
+    keeps_smallest: ClassVar[bool] = False
+    """Under a budget the smallest features stay whole, within a tenth of it; the method gets the
+    others and what is left. Methods that see to this themselves leave it at False."""
     updates_itself: ClassVar[bool] = False
     """Its rows move by an optimizer of the scheme's, so a dense optimizer and l2 are refused."""
     unbounded: ClassVar[bool] = False

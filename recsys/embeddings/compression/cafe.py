@@ -74,6 +74,7 @@ and the threshold."""
 class CafeConfig(SchemeConfig):
     """A few rows for the ids that matter, a hashed table for the others."""
 
+    keeps_smallest: ClassVar[bool] = True
     kind: Literal["cafe"] = "cafe"
     num_hot: PositiveInt | None = None
     """Ids that can own a row at once. Needed without a budget, as `num_shared`."""

@@ -45,6 +45,7 @@ _LEAST_BLOCKS = 128
 class DedupConfig(SchemeConfig):
     """Train whole, let similar blocks of rows become one, and fine-tune."""
 
+    keeps_smallest: ClassVar[bool] = True
     kind: Literal["dedup"] = "dedup"
     stages: ClassVar[tuple[str, ...]] = ("train", "finetune")
     continues: ClassVar[frozenset[str]] = frozenset({"finetune"})

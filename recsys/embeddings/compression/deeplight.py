@@ -85,8 +85,8 @@ class DeepLightConfig(PrunedConfig):
     """The paper's Omega, in steps. None: its 100 (the target comes 68,700 steps after the warm-up
     then), or less where that would be after `ramp_end`."""
     every: PositiveInt = 10
-    """Steps from one pruning to the next. A pruning passes over all weights (0.6 s for 16 million on
-    one core), so large tables on few workers want more than the paper's 10."""
+    """Steps from one pruning to the next. A pruning passes over all weights (0.6 s for 16 million
+    on one core), so large tables on few workers want more than the paper's 10."""
 
     @model_validator(mode="after")
     def _ramp_follows_warm_up(self) -> Self:

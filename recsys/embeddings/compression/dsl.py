@@ -57,6 +57,7 @@ class DslConfig(SchemeConfig):
     """Train a sparse table whose active weights move to where the gradient is."""
 
     updates_itself: ClassVar[bool] = True
+    keeps_smallest: ClassVar[bool] = True
     kind: Literal["dsl"] = "dsl"
     density: float = Field(default=0.5, gt=0, le=1)
     """Share of the weights that is active where there is no budget; the paper's 0.5."""

@@ -71,6 +71,7 @@ _ROWS_AT_ONCE = 1 << 16
 class DynamicConfig(SchemeConfig):
     """Rows for the ids that are alive, found while training."""
 
+    keeps_smallest: ClassVar[bool] = True
     kind: Literal["dynamic"] = "dynamic"
     capacity: PositiveInt | None = None
     """Ids that can own a row at once. Found for a budget; without either, the feature's ids

@@ -13,7 +13,7 @@ Shapes: V ids, R rank, D = d1 d2 d3 width.
 
 import math
 from collections.abc import Sequence as SequenceOf
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import PositiveInt
@@ -44,6 +44,7 @@ _TAIL_SECOND_MOMENT = (
 class TTRecConfig(SchemeConfig):
     """Three cores a feature in place of its table."""
 
+    keeps_smallest: ClassVar[bool] = True
     kind: Literal["tt_rec"] = "tt_rec"
     rank: PositiveInt | None = None
     """R, inner width of the train, one for all features. Found for a budget: the largest."""
