@@ -188,13 +188,15 @@ def _job(
     values["training"]["scaling"] |= {"num_workers": 1, "address": None}
     # A task has a working directory of its own.
     values["data"]["store"] = experiment.data.store.resolve()
-    identity = json.dumps([scheme, budget, seed], sort_keys=True)
+    planned = Experiment.model_validate(values)
+    # With every default of the scheme filled in: another default is another cell.
+    identity = planned.embeddings.model_dump_json() + f"/{seed}"
     name = hashlib.sha256(identity.encode()).hexdigest()[:16]
     return _Job(
         label,
         budget,
         seed,
-        Experiment.model_validate(values),
+        planned,
         version,
         folder / CELLS_FOLDER / f"{name}.json",
         folder / "runs" / name,

@@ -84,7 +84,7 @@ def test_the_largest_number_of_full_rows_within_the_budget(budget: int) -> None:
     spaces = [space(1000), space(7, name="device"), space(300, name="user")]
 
     def stored(num_owners: int) -> int:
-        sized = PopularityMDEConfig(num_owners=num_owners).sized(spaces, None)
+        sized = PopularityMDEConfig(alpha=0.5, num_owners=num_owners).sized(spaces, None)
         total = 0
         for each in spaces:
             config = sized[each.name]
@@ -96,7 +96,7 @@ def test_the_largest_number_of_full_rows_within_the_budget(budget: int) -> None:
             total += sum(4 * s.num_embeddings * s.embedding_dim for s in scheme.lookups)
         return total
 
-    sized = PopularityMDEConfig().sized(spaces, budget)
+    sized = PopularityMDEConfig(alpha=0.5).sized(spaces, budget)
     item = sized["item"]
     assert item is not None and item.num_owners is not None
     assert stored(item.num_owners) <= budget < stored(item.num_owners + 4)

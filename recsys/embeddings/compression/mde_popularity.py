@@ -24,10 +24,10 @@ import math
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from recsys.embeddings.compression.integer import Codes, code_bytes, most_code
@@ -62,6 +62,7 @@ class PopularityMDEConfig(SchemeConfig):
     """Rows as wide as their ids are frequent."""
 
     kind: Literal["mde_popularity"] = "mde_popularity"
+    keeps_smallest: ClassVar[bool] = True
     alpha: float = Field(default=0.2, gt=0, le=1)
     """Temperature: how fast widths fall with the rank."""
     num_owners: PositiveInt | None = None
@@ -70,6 +71,8 @@ class PopularityMDEConfig(SchemeConfig):
     """Rows that ids beyond the last block share."""
     bits: Literal[4, 8, 32] = 32
     """Of a number in a served row; in training all are float32."""
+    step_lr: PositiveFloat = 0.003
+    """Learning rate of the integers' steps; l2 does not touch them."""
 
     def sized(self, spaces: SequenceOf[Space], budget_bytes: int | None) -> dict[str, Self | None]:
         """One N for all; features that would not shrink stay whole."""
@@ -129,7 +132,9 @@ class PopularityMDEConfig(SchemeConfig):
 
     def scheme(self, space: Space, stage: str, decision: Decision) -> "PopularityMDE":
         """A table and a projection for each block."""
-        return PopularityMDE(space, self.blocks(space), self.num_shared, self.bits)
+        scheme = PopularityMDE(space, self.blocks(space), self.num_shared, self.bits)
+        scheme.learning_rates = {f"steps.{name}": self.step_lr for name in scheme.steps}
+        return scheme
 
 
 def _narrower(width: int) -> int:
