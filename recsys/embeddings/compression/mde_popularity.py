@@ -14,8 +14,9 @@ equally frequent ids of different features deserve equal widths; it is searched 
 With fewer `bits` the rows are served as integers. Training sees what is served: its forward pass
 rounds a row's numbers to a step s that each block learns, as in LSQ (Esser et al., ICLR 2020,
 arXiv:1902.08153), v' = s clip(round(v / s), -L - 1, L) with L = 2^(bits - 1) - 1. The gradient
-passes the rounding by; that of s is round(v / s) - v / s, or the bound where v is cut off. The
-paper's scale of that gradient is left out: Adam does not see it.
+passes the rounding by; that of s is round(v / s) - v / s, or the bound where v is cut off. Unlike
+the paper's, the parameter is log s, so that Adam's moves are relative (s can be as small as Adam's
+move of a weight), and its scale of the gradient is left out, as Adam does not see it.
 
 Shapes: V ids, W width of a block, D embedding width.
 """
@@ -44,7 +45,6 @@ from recsys.embeddings.scheme import (
 )
 from recsys.embeddings.tables import TableSpec
 
-_LEAST_STEP = 1e-8
 _NOISE = 1e-9
 """Of a power that is a whole number."""
 
@@ -71,8 +71,8 @@ class PopularityMDEConfig(SchemeConfig):
     """Rows that ids beyond the last block share."""
     bits: Literal[4, 8, 32] = 32
     """Of a number in a served row; in training all are float32."""
-    step_lr: PositiveFloat = 0.003
-    """Learning rate of the integers' steps; l2 does not touch them."""
+    step_lr: PositiveFloat = 0.01
+    """Learning rate of the logarithms of the integers' steps; l2 does not touch them."""
 
     def sized(self, spaces: SequenceOf[Space], budget_bytes: int | None) -> dict[str, Self | None]:
         """One N for all; features that would not shrink stay whole."""
@@ -204,7 +204,7 @@ class PopularityMDE(AbstractScheme):
             if bits != 32:
                 # The paper's 2 E|v| / sqrt(L), of uniform numbers.
                 first = space.settings.init_range / math.sqrt(most_code(bits))
-                self.steps[f"width_{block.width}"] = nn.Parameter(torch.tensor(first))
+                self.steps[f"width_{block.width}"] = nn.Parameter(torch.tensor(math.log(first)))
         self.lookups = tuple(lookups)
 
     def _places(self, ids: Tensor, block: Block) -> tuple[Tensor, Tensor]:
@@ -234,7 +234,7 @@ class PopularityMDE(AbstractScheme):
 
     def step(self, block: Block) -> Tensor:
         """The distance of a block's codes."""
-        return self.steps[f"width_{block.width}"].abs().clamp(min=_LEAST_STEP)
+        return self.steps[f"width_{block.width}"].exp()
 
     def joined(self, ids: Tensor, vectors: SequenceOf[Tensor]) -> Tensor:
         """(..., D) vectors from every block's rows."""
