@@ -1,6 +1,6 @@
 """Embedding schemes at equal bytes: quality on two logs, cost of a step, and what tables weigh.
 
-    python -m benchmarks.embeddings [--quick] [--only frappe,zipf,unified,growth]
+    python -m benchmarks.embeddings [--quick] [--only frappe,zipf,unified,growth] [--schemes A,B]
 
 - `frappe`: Frappe (`../shared/data/frappe`, or FRAPPE=/where/it/is), one network, test AUC.
 - `zipf`: two million generated clicks on a million Zipf-distributed items, test AUC beside the best
@@ -37,7 +37,7 @@ from benchmarks.training import (
 from pipelines.datasets import fetch
 from recsys.evaluation.pareto import UNCOMPRESSED, Point, advice, points
 from recsys.experiment import load
-from recsys.sweep import SweepResult, sweep
+from recsys.sweep import SweepResult, split_labels, sweep
 from recsys.versions import import_quietly
 
 ROOT = Path(__file__).parent.parent
@@ -49,8 +49,8 @@ SEEDS = 3
 ALL = (
     "hash", "double_hash", "unified{num_lookups: 2}", "compositional", "robe", "tt_rec", "dhe",
     "adapt_emb", "cafe", "mde", "mde_popularity", "mde_popularity{bits: 4}",
-    "mde_popularity{bits: 4, alpha: 0.15}", "mgqe", "dpq", "int8", "int16", "alpt", "autodim", "optembed",
-    "deeplight", "autosrh", "pep", "dsl", "dedup",
+    "mde_popularity{bits: 8}", "mgqe", "dpq", "int8", "int16", "alpt", "alpt{bits: 4}", "autodim",
+    "optembed", "deeplight", "autosrh", "pep", "dsl", "dedup",
 )  # fmt: skip
 """Every method, in the order of the families."""
 BEHIND_ON_FRAPPE = {"25%": 0.0005, "12.5%": 0.001, "10%": 0.005}
@@ -111,7 +111,7 @@ def multiplexing(results: Results, found: Sequence[Point], budgets: Sequence[str
         )
 
 
-def frappe(results: Results, *, quick: bool) -> None:
+def frappe(results: Results, schemes: Sequence[str], *, quick: bool) -> None:
     """Quality on Frappe."""
     overrides = [f"data.path={FRAPPE}/*.parquet", f"data.store={WORK / 'store'}"]
     experiment = load(EXAMPLES / "frappe_dnn.yaml", overrides)
@@ -119,12 +119,11 @@ def frappe(results: Results, *, quick: bool) -> None:
     hashing = sweep(experiment, [HASHED, MULTIPLEXED], ["50%", "25%", "10%"], **runs)  # type: ignore[arg-type]
     if not quick:
         multiplexing(results, points(hashing.cells), ["50%", "25%", "10%"])
-    schemes = ALL if not quick else ("int8", "mgqe")
     swept = sweep(experiment, schemes, list(BEHIND_ON_FRAPPE), **runs)  # type: ignore[arg-type]
     compare(results, "frappe", swept, BEHIND_ON_FRAPPE, least_full=0.983)
 
 
-def zipf(results: Results, *, quick: bool) -> None:
+def zipf(results: Results, schemes: Sequence[str], *, quick: bool) -> None:
     """Quality on a million Zipf-distributed items."""
     fetch("synthetic-zipf", WORK / "data")
     overrides = [
@@ -132,7 +131,6 @@ def zipf(results: Results, *, quick: bool) -> None:
         f"data.store={WORK / 'store'}",
     ]
     experiment = load(EXAMPLES / "zipf_dnn.yaml", overrides)
-    schemes = ALL if not quick else ("hash", "adapt_emb")
     swept = sweep(
         experiment,
         schemes,
@@ -222,10 +220,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed, few schemes, few steps")
     parser.add_argument("--only", default="frappe,zipf,unified,growth", help="parts, by comma")
+    parser.add_argument("--schemes", help="by comma, settings in braces; every one if absent")
     options = parser.parse_args()
     import_quietly()
     quick, parts = options.quick, options.only.split(",")
     effort = QUICK if quick else EFFORT
+    schemes: Sequence[str] = ("hash", "mde_popularity{bits: 4}") if quick else ALL
+    if options.schemes:
+        schemes = split_labels(options.schemes)
     data = (
         "Frappe in its published split; 2 M generated clicks on a million Zipf-distributed items;"
         f" Criteo-shaped random log for the cost of a step, {CORES} cores"
@@ -238,10 +240,10 @@ def main() -> None:
             install_peers()
         growth(results, effort, peers=peers_ready())
     if "zipf" in parts:
-        zipf(results, quick=quick)
+        zipf(results, schemes, quick=quick)
     if "frappe" in parts:
         if any(FRAPPE.glob("*.parquet")):
-            frappe(results, quick=quick)
+            frappe(results, schemes, quick=quick)
         else:
             print(f"frappe left out: no Parquet files in {FRAPPE}; set FRAPPE to their folder")
 
