@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from feature_store.features import nearest
 from feature_store.store import Store
 from recsys.checkpoint import write_atomically
 from recsys.embeddings.compression import SCHEMES
@@ -144,7 +145,7 @@ def parsed_scheme(label: str) -> dict[str, Any]:
     """`kind` or `kind{key: value, ...}` as the settings of a scheme.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is neither, or no scheme has that name.
     """
     kind, brace, rest = label.partition("{")
     try:
@@ -153,7 +154,10 @@ def parsed_scheme(label: str) -> dict[str, Any]:
         raise ValueError(
             f"scheme {label!r}: expected a name, or settings as unified{{num_lookups: 2}}"
         ) from error
-    return {"kind": kind.strip(), **settings}
+    kind = kind.strip()
+    if kind not in SCHEMES:
+        raise ValueError(f"there is no scheme {kind!r}; {nearest(kind, list(SCHEMES))}")
+    return {"kind": kind, **settings}
 
 
 def split_labels(text: str) -> list[str]:
@@ -179,8 +183,7 @@ def _job(
 ) -> _Job:
     values = experiment.model_dump()
     values["embeddings"]["default"]["scheme"] = scheme
-    method = SCHEMES.get(scheme["kind"])
-    if method is not None and method.updates_itself:
+    if SCHEMES[scheme["kind"]].updates_itself:
         values["embeddings"]["default"] |= {"optimizer": "sparse", "l2": 0.0}
     allowed = int(budget) if budget.isdigit() else budget
     values["embeddings"]["budget"] = None if label == UNCOMPRESSED else allowed

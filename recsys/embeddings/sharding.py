@@ -15,7 +15,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
 from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-from torchrec.distributed.planner.types import ParameterConstraints, PlannerError
+from torchrec.distributed.planner.types import ParameterConstraints, PlannerError, PlannerErrorType
 from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingPlan
 
 from feature_store.config import Config
@@ -44,6 +44,7 @@ class TopologyConfig(Config):
     """Memory for tables on each worker; None: what TorchRec assumes for the device."""
 
 
+_LACK_OF_MEMORY = (PlannerErrorType.INSUFFICIENT_STORAGE, PlannerErrorType.PARTITION)
 _RESERVED = 0.15
 """Share of a worker's memory that is kept for all else."""
 _CUTS = {
@@ -148,9 +149,12 @@ def plan(
             return planner.collective_plan(model, sharders(), dist.GroupMember.WORLD)
         return planner.plan(model, sharders())
     except (PlannerError, RuntimeError) as error:
+        # TorchRec's own account of a lack of memory fills a screen; the cause keeps it.
+        reason = " ".join(str(error).split())
+        if isinstance(error, PlannerError) and error.error_type in _LACK_OF_MEMORY:
+            reason = _too_large(tables, world_size, memory) or reason
         raise ValueError(
-            f"no sharding plan fits {world_size} worker(s) on {device.type}:"
-            f" {_too_large(tables, world_size, memory)}{' '.join(str(error).split())}. Allow more"
+            f"no sharding plan fits {world_size} worker(s) on {device.type}: {reason}. Allow more"
             " sharding_types, give workers more memory (training.topology.memory_gib), make tables"
             " smaller (embeddings.default.num_embeddings, or embeddings.default.scheme with"
             " embeddings.budget), or add workers"
@@ -189,7 +193,7 @@ def _too_large(tables: SequenceOf[Table], world_size: int, memory: int | None) -
     if not told:
         total = sum(4 * table.num_parameters for table in tables)
         told.append(f"all tables together take {total:,} bytes")
-    return f"{'; '.join(told)}; a worker has {usable:,} bytes for tables. TorchRec's planner: "
+    return f"{'; '.join(told)}; a worker has {usable:,} bytes for tables"
 
 
 def _constraints(table: Table, device: torch.device, world_size: int) -> ParameterConstraints:

@@ -80,7 +80,7 @@ def test_labels_are_cut_outside_of_braces() -> None:
 def test_an_unknown_scheme_is_an_error_before_any_training(
     experiment: Experiment, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="nonesuch"):
-        sweep(experiment, ["nonesuch"], ["10%"], root=tmp_path)
+    with pytest.raises(ValueError, match=r"no scheme 'robee'; did you mean 'robe'\?"):
+        sweep(experiment, ["robee"], ["10%"], root=tmp_path)
     with pytest.raises(ValueError, match="budget"):
         sweep(experiment, ["hash"], ["ten percent"], root=tmp_path)
