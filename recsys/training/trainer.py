@@ -312,8 +312,7 @@ class Trainer:
         common = {
             name: tensor
             for name, tensor in mine.items()
-            if theirs.get(f"model.{name}") == _shape(tensor)
-            and apart.isdisjoint(name.split("."))
+            if theirs.get(f"model.{name}") == _shape(tensor) and apart.isdisjoint(name.split("."))
         }
         if not common:
             raise CheckpointMismatch(

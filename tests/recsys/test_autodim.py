@@ -57,11 +57,11 @@ def test_noise_is_a_function_of_seed_step_and_space() -> None:
 
 
 def test_gumbel_noise_has_its_mean_and_spread() -> None:
-    config = AutoDimConfig(candidates=tuple(range(1, 2001)))
-    scheme = AutoDimSearch(space_of("a", 2, width=2000), config)
+    config = AutoDimConfig(candidates=tuple(range(1, 501)))
+    scheme = AutoDimSearch(space_of("a", 2, width=500), config)
     scheme.before_step(StepInfo(0, 10, 0))
-    assert scheme.noise_K.mean().item() == pytest.approx(0.5772, abs=0.1)
-    assert scheme.noise_K.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.1)
+    assert scheme.noise_K.mean().item() == pytest.approx(0.5772, abs=0.2)
+    assert scheme.noise_K.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.2)
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, 1.0), (10_000, 0.5), (10**6, 0.01)])

@@ -53,7 +53,9 @@ def report_of(result, **changes):
             {"step": 20, "epoch": 0, "split": "valid", "logloss": math.nan, "auc": None},
             {"step": 40, "epoch": 1, "split": "valid", "logloss": 0.5, "auc": 0.7},
         ],
-        "tables": (TableSize("item", 1684, 16, 107_776, 6736, sharding="table_wise", fields=("item",)),),
+        "tables": (
+            TableSize("item", 1684, 16, 107_776, 6736, sharding="table_wise", fields=("item",)),
+        ),
         "data": DataSummary("ml", 3, "9f", {"train": 10}, 12, 2, "rejected/9f", {HOSTILE: 2}),
     }
     return Report(**(values | changes))
