@@ -17,7 +17,7 @@ from recsys.embeddings.analysis import (
     row_norms,
 )
 from recsys.embeddings.serving import whole_tables
-from recsys.evaluation.document import write_json
+from feature_store.document import write_json
 from recsys.rundir import find_run
 from recsys.trained import load_trained
 

@@ -18,7 +18,7 @@ from feature_store.encoding import label_value
 from feature_store.features import ROW_COLUMN, WEIGHT_COLUMN, Layout, source_of
 from feature_store.store import Version
 from recsys.embeddings.serving import PaddedIds, ServedBatch, serving_form
-from recsys.evaluation.document import write_json
+from feature_store.document import write_json
 from recsys.evaluation.evaluate import ExplainConfig
 from recsys.evaluation.explanation import (
     Explanation,

@@ -28,7 +28,7 @@ from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.quantized import Precision
 from recsys.embeddings.selected import selected_fields
 from recsys.embeddings.sharding import Placement
-from recsys.evaluation.document import read_json
+from feature_store.document import read_json
 from recsys.evaluation.evaluate import Evaluator, count_rates, scored_rows
 from recsys.evaluation.evaluate import evaluate as evaluate_rows
 from recsys.evaluation.report import write_report

@@ -15,7 +15,7 @@ from recsys.checkpoint import load as load_tensors
 from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.identity import require_schemes
-from recsys.evaluation.document import read_json
+from feature_store.document import read_json
 from recsys.evaluation.results import TableSize
 from recsys.experiment import Experiment
 from recsys.export.signature import TextFormat

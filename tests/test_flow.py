@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from pipelines.datasets.synthetic import SyntheticConfig, generate
 from recsys import run as stages
 from recsys.cli import main
-from recsys.evaluation.document import read_json
+from feature_store.document import read_json
 from recsys.experiment import Experiment, load
 from recsys.export.bundle import Bundle
 from recsys.export.predictor import Predictor

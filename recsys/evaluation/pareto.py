@@ -11,7 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
-from recsys.evaluation.document import write_json, write_text
+from feature_store.document import write_json, write_text
 from recsys.evaluation.page_parts import Figures, size_text, table_of_rows, whole_page
 from recsys.evaluation.plots import Figure, figure_layout
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from recsys.evaluation.document import write_json, write_text
+from feature_store.document import write_json, write_text
 from recsys.evaluation.page import page
 from recsys.evaluation.results import Report
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from recsys.evaluation.document import read_json, write_json, write_text
+from feature_store.document import read_json, write_json, write_text
 from recsys.evaluation.metrics import Array
 from recsys.evaluation.page_parts import (
     Figures,

@@ -7,7 +7,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from recsys.checkpoint import write_atomically
-from recsys.evaluation.document import from_text, to_text
+from feature_store.document import from_text, to_text
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -28,7 +28,7 @@ from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.compression.unified import UnifiedConfig
 from recsys.embeddings.scheme import AbstractScheme, SchemeConfig, Space
 from recsys.embeddings.tables import Table, TableSettings
-from recsys.evaluation.document import from_text, to_text
+from feature_store.document import from_text, to_text
 
 
 def space(name: str, num_ids: int, dim: int = 8) -> Space:

@@ -20,7 +20,7 @@ from recsys import run as stages
 from recsys.embeddings.collection import Embeddings, Vectors
 from recsys.embeddings.initial import initialize
 from recsys.embeddings.serving import serving_form, whole_tables
-from recsys.evaluation.document import read_json
+from feature_store.document import read_json
 from recsys.experiment import load
 from recsys.explain import (
     EXPLANATION_FILE,

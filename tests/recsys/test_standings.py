@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 import pytest
 from scipy import stats
 
-from recsys.evaluation.document import read_json
+from feature_store.document import read_json
 from recsys.evaluation.significance import delong, paired_losses
 from recsys.evaluation.standings import (
     Metric,
