@@ -208,6 +208,10 @@ class Store:
             if source["hashed_ns"] - source["modified_ns"] > _SETTLED_NS
         }
 
+    def names(self) -> list[str]:
+        """The feature tables that there are, sorted."""
+        return sorted(path.parent.name for path in self.path.glob(f"*/{_TABLE}"))
+
     def exists(self, name: str) -> bool:
         """Whether there is a table of that name."""
         return DeltaTable.is_deltatable(str(self._folder(name) / _TABLE))
@@ -382,10 +386,8 @@ class Store:
 
     def _table(self, name: str) -> DeltaTable:
         if not self.exists(name):
-            known = sorted(path.parent.name for path in self.path.glob("*/table"))
-            raise VersionNotFound(
-                f"the store {self.path} has no feature table {name!r}; {nearest(name, known)}"
-            )
+            known = nearest(name, self.names())
+            raise VersionNotFound(f"the store {self.path} has no feature table {name!r}; {known}")
         return DeltaTable(str(self._folder(name) / _TABLE))
 
     def _folder(self, name: str) -> Path:

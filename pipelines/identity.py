@@ -3,11 +3,12 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from feature_store import encoding, vocabulary
 from feature_store.features import FeatureSet
@@ -16,8 +17,11 @@ from pipelines.sources import DataConfig
 from pipelines.split import splits_of
 from pipelines.tables import source_files
 
-FORMAT = 1
-"""Raised with every change of which rows a build takes, of their split or of how they are kept."""
+FORMAT = 2
+"""Raised with every change of which rows a build takes, of their split or of how they are kept.
+
+And with every change of a default: what a configuration leaves out is not in its fingerprint.
+"""
 
 KnownHashes = Mapping[tuple[str, int, int], str]
 """sha256 by path, size and time of modification."""
@@ -68,8 +72,6 @@ def fingerprint(data: DataConfig, feature_set: FeatureSet, sources: Sequence[Sou
     """
     described = _plain(data, {"path", "store", "joins"})
     described["joins"] = [_plain(join, {"path"}) for join in data.joins]
-    if data.negative_downsampling is None:  # a key that older versions do not know
-        del described["negative_downsampling"]
     if data.split.files is not None:
         described["split_of_files"] = splits_of(source_files(data.path), data.split.files)
     return _digest(
@@ -89,8 +91,36 @@ def config_hash(data: DataConfig, feature_set: FeatureSet) -> str:
     return _digest({"data": _plain(data), "features": _plain(feature_set)})
 
 
-def _plain(config: BaseModel, without: set[str] | None = None) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude=without)
+def _plain(config: BaseModel, without: Set[str] = frozenset()) -> dict[str, Any]:
+    """A configuration in plain values, without the keys that have their defaults.
+
+    So a key that a later release brings changes no fingerprint of configurations that leave it
+    out. Tags such as `kind` stay: what they choose is not a default.
+    """
+    plain = _without_defaults(config, config.model_dump(mode="json"))
+    return {name: value for name, value in plain.items() if name not in without}
+
+
+def _without_defaults(value: object, dumped: Any) -> Any:
+    """The dump of a value, less the defaults of all configurations in it."""
+    if isinstance(value, BaseModel):
+        return {
+            name: _without_defaults(getattr(value, name), dumped[name])
+            for name, field in type(value).model_fields.items()
+            if _is_tag(field)
+            or field.is_required()
+            or getattr(value, name) != field.get_default(call_default_factory=True)
+        }
+    if isinstance(value, tuple | list):
+        return [_without_defaults(each, d) for each, d in zip(value, dumped, strict=True)]
+    if isinstance(value, Mapping):
+        pairs = zip(value.values(), dumped.items(), strict=True)
+        return {name: _without_defaults(each, d) for each, (name, d) in pairs}
+    return dumped
+
+
+def _is_tag(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is Literal and len(get_args(field.annotation)) == 1
 
 
 def _digest(value: object) -> str:

@@ -1,7 +1,7 @@
 """The command line: parse, call, print.
 
 Commands import what they run when they run: torch and TorchRec take seconds to import, and
-`recsys --help` or a mistyped option should answer at once. This is the one file that may do so.
+`recsys --help` or a mistyped option should answer at once. Only the files of commands may do so.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from recsys import console, summary, versions
+from recsys.feature_commands import features_app
 
 if TYPE_CHECKING:
     from recsys.experiment import Experiment
@@ -32,6 +33,7 @@ embeddings_app = typer.Typer(
     help="Compare ways to store embeddings, and look into a trained run's.", no_args_is_help=True
 )
 app.add_typer(embeddings_app, name="embeddings")
+app.add_typer(features_app, name="features")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment's YAML file.")]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or runs/NAME.")]

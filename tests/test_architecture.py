@@ -92,10 +92,10 @@ def test_errors_are_never_swallowed_and_attributes_never_guessed():
 
 
 def test_imports_stand_at_the_top_except_where_a_command_starts():
-    """cli.py and versions.py delay what is slow to import, and say why; nothing else does."""
+    """The files of commands delay what is slow to import, and say why; nothing else does."""
     found = []
     for path in sources():
-        if path.name in ("cli.py", "versions.py"):
+        if path.name in ("cli.py", "feature_commands.py", "versions.py"):
             continue
         for function in ast.walk(ast.parse(path.read_text())):
             if isinstance(function, ast.FunctionDef):
