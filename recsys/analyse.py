@@ -6,6 +6,7 @@ from typing import Literal
 import polars as pl
 import torch
 
+from feature_store.document import write_json
 from feature_store.features import IdField
 from feature_store.store import Version
 from recsys.embeddings.analysis import (
@@ -17,7 +18,6 @@ from recsys.embeddings.analysis import (
     row_norms,
 )
 from recsys.embeddings.serving import whole_tables
-from feature_store.document import write_json
 from recsys.rundir import find_run
 from recsys.trained import load_trained
 

@@ -14,11 +14,11 @@ import torch
 from torch.nn.functional import pad
 
 from feature_store.columns import SchemaMismatch
+from feature_store.document import write_json
 from feature_store.encoding import label_value
 from feature_store.features import ROW_COLUMN, WEIGHT_COLUMN, Layout, source_of
 from feature_store.store import Version
 from recsys.embeddings.serving import PaddedIds, ServedBatch, serving_form
-from feature_store.document import write_json
 from recsys.evaluation.evaluate import ExplainConfig
 from recsys.evaluation.explanation import (
     Explanation,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from feature_store.asof import histories
+from feature_store.document import read_json
 from feature_store.selection import SELECTION_FILE
 from feature_store.store import Store, Version
 from pipelines import build as pipeline
@@ -28,7 +29,6 @@ from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.quantized import Precision
 from recsys.embeddings.selected import selected_fields
 from recsys.embeddings.sharding import Placement
-from feature_store.document import read_json
 from recsys.evaluation.evaluate import Evaluator, count_rates, scored_rows
 from recsys.evaluation.evaluate import evaluate as evaluate_rows
 from recsys.evaluation.report import write_report

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from feature_store.document import read_json
 from feature_store.store import Store, Version
 from pipelines.sources import DataConfig
 from recsys import experiment as experiments
@@ -15,7 +16,6 @@ from recsys.checkpoint import load as load_tensors
 from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.identity import require_schemes
-from feature_store.document import read_json
 from recsys.evaluation.results import TableSize
 from recsys.experiment import Experiment
 from recsys.export.signature import TextFormat

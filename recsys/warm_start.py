@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from feature_store.document import read_json
 from feature_store.encoding import FittedFeatures
 from feature_store.store import Store, Version
 from recsys import experiment as experiments
 from recsys.checkpoint import Checkpoint, Checkpoints
-from feature_store.document import read_json
 from recsys.experiment import Experiment
 from recsys.rundir import CHECKPOINTS_FOLDER, EXPERIMENT_FILE, RUN_FILE, find_run
 

@@ -9,10 +9,10 @@ import polars as pl
 import pytest
 from starlette.testclient import TestClient
 
+from feature_store.document import read_json
 from pipelines.datasets.synthetic import SyntheticConfig, generate
 from recsys import run as stages
 from recsys.cli import main
-from feature_store.document import read_json
 from recsys.experiment import Experiment, load
 from recsys.export.bundle import Bundle
 from recsys.export.predictor import Predictor

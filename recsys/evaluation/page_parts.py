@@ -9,8 +9,8 @@ from html import escape
 
 from plotly.offline import get_plotlyjs
 
-from recsys.evaluation import plots
 from feature_store.document import to_text
+from recsys.evaluation import plots
 from recsys.evaluation.page_style import SCRIPT, STYLE
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"

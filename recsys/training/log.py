@@ -6,8 +6,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from recsys.checkpoint import write_atomically
 from feature_store.document import from_text, to_text
+from recsys.checkpoint import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 import torch
 
+from feature_store.document import read_json
 from recsys import cli
 from recsys import run as stages
 from recsys.analyse import ANALYSIS_FILE, analyse, seen_ids
-from feature_store.document import read_json
 from recsys.experiment import load
 from recsys.trained import load_trained
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, embedding
 
+from feature_store.document import from_text, to_text
 from feature_store.features import IdField
 from recsys.embeddings.analysis import (
     Analysis,
@@ -28,7 +29,6 @@ from recsys.embeddings.compression.full import FullConfig
 from recsys.embeddings.compression.unified import UnifiedConfig
 from recsys.embeddings.scheme import AbstractScheme, SchemeConfig, Space
 from recsys.embeddings.tables import Table, TableSettings
-from feature_store.document import from_text, to_text
 
 
 def space(name: str, num_ids: int, dim: int = 8) -> Space:

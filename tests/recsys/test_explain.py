@@ -14,13 +14,13 @@ from support.training import embeddings_of
 from torch import Tensor
 
 from feature_store.columns import SchemaMismatch
+from feature_store.document import read_json
 from feature_store.features import ROW_COLUMN, WEIGHT_COLUMN
 from recsys import cli, explain
 from recsys import run as stages
 from recsys.embeddings.collection import Embeddings, Vectors
 from recsys.embeddings.initial import initialize
 from recsys.embeddings.serving import serving_form, whole_tables
-from feature_store.document import read_json
 from recsys.experiment import load
 from recsys.explain import (
     EXPLANATION_FILE,

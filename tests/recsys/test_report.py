@@ -9,10 +9,10 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from feature_store.document import read_json
 from feature_store.features import IdField, Layout
 from recsys.embeddings.selected import SelectedField
 from recsys.evaluation.baselines import TrainingRates
-from feature_store.document import read_json
 from recsys.evaluation.evaluate import EvaluationConfig, Evaluator, ScoredRows, evaluate
 from recsys.evaluation.report import write_report
 from recsys.evaluation.results import DataSummary, Report, TableSize
