@@ -62,7 +62,7 @@ _PLAIN_VALUES: dict[str, Any] = {
     "Float64": 1.0,
     "Boolean": True,
     "Date": date(2000, 1, 1),
-    "Datetime": datetime(2000, 1, 1),  # noqa: DTZ001 - raw times are in UTC without a zone
+    "Datetime": datetime(2000, 1, 1),
 }
 
 
