@@ -52,6 +52,9 @@ class DataConfig(TableConfig):
     joins: tuple[JoinConfig, ...] = ()
     """Side tables, joined in this order."""
     split: SplitConfig = SplitConfig()
+    entities: tuple[str, ...] = ()
+    """Raw columns that are the keys of entities (`[user_id, item_id]`): the version keeps what is
+    known of each at the end of the data, for `recsys features publish`."""
     negative_downsampling: DownsamplingConfig | None = None
     """Leave most negatives out of the training split, and correct probabilities for it."""
     max_rejected: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
@@ -75,6 +78,14 @@ class DataConfig(TableConfig):
                         " another name (`column` then names it in the file)"
                     )
             known += [name for name in join.columns if name != join.on]
+        for key in self.entities:
+            if key not in self.columns:
+                raise ValueError(
+                    f"entities: the key {key!r} is not a column of the rows;"
+                    f" {nearest(key, list(self.columns))}"
+                )
+            if self.entities.count(key) > 1:
+                raise ValueError(f"entities: the key {key!r} is named more than once")
         return self
 
 
@@ -94,6 +105,8 @@ class Source:
     """By side table: rows without a partner in it."""
     files: list[tuple[Path, int]] = field(default_factory=list)
     """The main files that were read, each with the `__row` where it begins."""
+    sides: list[tuple[str, pl.LazyFrame]] = field(default_factory=list)
+    """The side tables as they were joined, each with the column that it is joined on."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +177,7 @@ def read(
     frame = table.frame
     side_rejections: list[Rejection] = []
     unmatched: dict[str, int] = {}
+    sides: list[tuple[str, pl.LazyFrame]] = []
     for number, join in enumerate(config.joins):
         theirs = [name for name in join.columns if name in needed or name == join.on]
         side_folder = folder / f"join-{number}"
@@ -172,13 +186,14 @@ def read(
         require_few(side.rejections, side.num_rows, config.max_rejected, None)
         side_rejections += side.rejections
         frame, unmatched[str(join.path)] = _joined(frame, side, join, table.num_rows)
+        sides.append((join.on, side.frame.drop(ROW_COLUMN).drop_nulls(join.on)))
     late = unusable(frame, feature_set, table.places.of)
     if late:
         rows = pl.Series(sorted(late), dtype=pl.Int64)
         frame = frame.filter(~pl.col(ROW_COLUMN).is_in(rows.implode()))
     rejections = sorted([*table.rejections, *late.values()], key=lambda r: (r.file, r.line))
     files = table.places.begins()
-    return Source(frame, table.num_rows, rejections, side_rejections, unmatched, files)
+    return Source(frame, table.num_rows, rejections, side_rejections, unmatched, files, sides)
 
 
 def preview(config: DataConfig, feature_set: FeatureSet, num_rows: int = 1000) -> Preview:
@@ -192,6 +207,7 @@ def preview(config: DataConfig, feature_set: FeatureSet, num_rows: int = 1000) -
 def _needed(config: DataConfig, feature_set: FeatureSet) -> dict[str, str]:
     """Raw columns to read, and what needs each."""
     needed: dict[str, str] = {join.on: f"the join with {join.path}" for join in config.joins}
+    needed |= {key: "data.entities" for key in config.entities}
     for feature in feature_set.inputs:
         if isinstance(feature, Sequence) and feature.history is not None:
             needed[feature.history.by] = f"the history of {feature.name!r}"
