@@ -147,11 +147,13 @@ def utc(value: pl.Expr, dtype: pl.Datetime) -> pl.Expr:
     return value.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
 
 
-def time_number(name: str, dtype: pl.DataType) -> tuple[pl.Expr, str]:
+def time_number(
+    name: str, dtype: pl.DataType, what: str = "features.timestamp"
+) -> tuple[pl.Expr, str]:
     """A raw timestamp as a number that keeps its order, and its unit.
 
     The unit is ms, us or ns since 1970 (UTC) for a datetime or a date, "" for a number, which is
-    taken as it is, NaN and infinity as null.
+    taken as it is, NaN and infinity as null. `what` names the time in errors.
 
     Raises:
         SchemaMismatch: The column holds neither times nor numbers.
@@ -168,8 +170,7 @@ def time_number(name: str, dtype: pl.DataType) -> tuple[pl.Expr, str]:
     if dtype.is_integer():
         return value, ""
     raise SchemaMismatch(
-        f"features.timestamp: {name!r} has the type {dtype};"
-        " expected a datetime, a date or a number"
+        f"{what}: {name!r} has the type {dtype}; expected a datetime, a date or a number"
     )
 
 
