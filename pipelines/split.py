@@ -1,6 +1,6 @@
 """Train, validation and test rows: by time, by each user's chronology, by file, or at random."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path, PurePath
@@ -22,6 +22,7 @@ from feature_store.columns import require_columns, time_number
 from feature_store.config import Config
 from feature_store.encoding import row_key
 from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet, nearest
+from pipelines.ranked import Ranked, Run
 
 
 def _usable_pattern(pattern: str) -> str:
@@ -35,6 +36,8 @@ Pattern = Annotated[str, AfterValidator(_usable_pattern)]
 Moment = int | float | datetime
 
 _TRAIN, _VALID, _TEST = range(3)
+_ROWS_AT_ONCE = 1 << 22
+"""About so many rows of users are in memory at once."""
 _PER_SECOND = {"ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -181,15 +184,52 @@ def split(
         ValueError: Null timestamps, times that leave a split without rows, or files that do not
             fit the patterns of one split each.
     """
-    schema = raw.collect_schema()
+    if config.by == "user":
+        return split_by_user(raw, config, feature_set)
+
+    def ranked(time: pl.Expr) -> Ranked:
+        times = raw.select(time.alias("time")).collect(engine="streaming").to_series()
+        return Ranked([Run.of(times.drop_nulls())])
+
+    rule = split_rule(raw.collect_schema(), config, feature_set, files, ranked)
+    return raw.with_columns(rule.alias(SPLIT_COLUMN))
+
+
+def split_rule(
+    schema: Mapping[str, pl.DataType],
+    config: SplitConfig,
+    feature_set: FeatureSet,
+    files: Sequence[tuple[Path, int]],
+    ranked: Callable[[pl.Expr], Ranked],
+) -> pl.Expr:
+    """The split's name as an expression over one row; not for `by: user`.
+
+    Args:
+        schema: Of the rows with `__row`.
+        config: How to share them out.
+        feature_set: Names the timestamp.
+        files: For `by: file`, the files of the rows, each with the `__row` where it begins.
+        ranked: Gives all of a number's values that are not null; only asked for `by: time`.
+
+    Raises:
+        SchemaMismatch: A column is missing or of a wrong type.
+        ValueError: Times that leave a split without rows, or files that do not fit the patterns of
+            one split each.
+    """
     require_columns(schema, {ROW_COLUMN: "a split"})
     if config.by == "random":
-        return raw.with_columns(_by_hash(config).alias(SPLIT_COLUMN))
+        return _by_hash(config)
     if config.files is not None:
-        return raw.with_columns(_by_file(files, config.files).alias(SPLIT_COLUMN))
+        return _by_file(files, config.files)
     time, unit = _time(schema, config, feature_set)
-    if config.by == "time":
-        return raw.with_columns(_by_time(raw, time, unit, config).alias(SPLIT_COLUMN))
+    return _by_time(ranked, time, unit, config)
+
+
+def split_by_user(raw: pl.LazyFrame, config: SplitConfig, feature_set: FeatureSet) -> pl.LazyFrame:
+    """The same for `by: user`."""
+    schema = raw.collect_schema()
+    require_columns(schema, {ROW_COLUMN: "a split"})
+    time, _ = _time(schema, config, feature_set)
     parts = _by_user(raw, time, _user(schema, config, feature_set), config)
     wide = pl.concat([raw, parts.to_frame(SPLIT_COLUMN).lazy()], how="horizontal")
     part = pl.col(SPLIT_COLUMN)
@@ -217,8 +257,13 @@ def _by_file(files: Sequence[tuple[Path, int]], config: SplitFiles) -> pl.Expr:
     return _named(pl.any_horizontal(within["test"]), pl.any_horizontal(within["valid"]))
 
 
-def _by_time(raw: pl.LazyFrame, time: pl.Expr, unit: str, config: SplitConfig) -> pl.Expr:
-    times = _sorted_times(raw, time)
+def _by_time(
+    ranked: Callable[[pl.Expr], Ranked], time: pl.Expr, unit: str, config: SplitConfig
+) -> pl.Expr:
+    times, missing = ranked(time), ranked(pl.when(time.is_null()).then(pl.lit(1, pl.Int64)))
+    _require_times(len(missing), len(times) + len(missing))
+    if not len(times):
+        raise ValueError("split by time: there are no rows")
     if config.valid_from is None and config.test_from is None:
         valid_from, test_from = _cuts(times, config)
     else:
@@ -237,59 +282,71 @@ def _named(is_test: pl.Expr, is_valid: pl.Expr) -> pl.Expr:
     return pl.when(is_test).then(test).when(is_valid).then(valid).otherwise(train)
 
 
-def _cuts(times: np.ndarray, config: SplitConfig) -> tuple[float | None, float | None]:
+def _cuts(times: Ranked, config: SplitConfig) -> tuple[float | None, float | None]:
     """The first times of the validation and of the test rows; None for a share of zero."""
     valid_from = test_from = None
     end = len(times)
     if config.test:
         end = _cut(times, end, config.test * len(times))
-        test_from = times[end].item()
+        test_from = times.at(end)
     if config.valid:
-        valid_from = times[_cut(times, end, config.valid * len(times))].item()
+        valid_from = times.at(_cut(times, end, config.valid * len(times)))
     return valid_from, test_from
 
 
-def _cut(times: np.ndarray, end: int, rows: float) -> int:
-    """Where the last `rows` of times[:end] begin, moved to the nearest change of the time.
+def _cut(times: Ranked, end: int, rows: float) -> int:
+    """Where the last `rows` of the first `end` times begin, moved to the nearest change of time.
 
     The last instant always comes after the cut, and one instant before it where there are two.
     """
     if end == 0:
         return 0
     place = min(max(end - round(rows), 0), end - 1)
-    first = int(np.searchsorted(times[:end], times[place], "left"))
-    after = int(np.searchsorted(times[:end], times[place], "right"))
+    time = times.at(place)
+    first, after = times.below(time), min(times.up_to(time), end)
     if after < end and (first == 0 or after - place < place - first):
         return after
     return first
 
 
-def _require_rows(times: np.ndarray, cuts: Mapping[str, float | None]) -> None:
-    starts = [np.searchsorted(times, cut) for cut in cuts.values() if cut is not None]
+def _require_rows(times: Ranked, cuts: Mapping[str, float | None]) -> None:
+    starts = [times.below(cut) for cut in cuts.values() if cut is not None]
     rows = np.diff([0, *starts, len(times)])
     names = ["train", *(name for name, cut in cuts.items() if cut is not None)]
     empty = [name for name, count in zip(names, rows, strict=True) if count <= 0]
     if empty:
         raise ValueError(
             f"split by time leaves no rows for {' and '.join(empty)}: {len(times)} rows at"
-            f" {len(np.unique(times))} distinct times, cut at {dict(cuts)}; choose other shares or"
+            f" {times.num_distinct()} distinct times, cut at {dict(cuts)}; choose other shares or"
             " times, or split by user or at random"
         )
 
 
-def _sorted_times(raw: pl.LazyFrame, time: pl.Expr) -> np.ndarray:
-    times = raw.select(time.alias("time")).collect(engine="streaming").to_series()
-    if times.is_empty():
-        raise ValueError("split by time: there are no rows")
-    return _complete(times).sort().to_numpy()
-
-
 def _by_user(raw: pl.LazyFrame, time: pl.Expr, user: pl.Expr, config: SplitConfig) -> pl.Series:
-    """The number of every row's split in SPLITS, in the order of the rows."""
-    keys = raw.select(user=user, time=time, row=ROW_COLUMN).collect(engine="streaming")
-    _complete(keys.get_column("time"))
-    order = np.lexsort([keys.get_column(name).to_numpy() for name in ("row", "time", "user")])
-    users = keys.get_column("user").to_numpy()[order]
+    """The number of every row's split in SPLITS, in the order of the rows.
+
+    Users are taken some at a time, so that memory holds a byte for every row of the log, and more
+    for the rows of those users only.
+    """
+    num_rows = raw.select(pl.len()).collect(engine="streaming").item()
+    shares = -(-num_rows // _ROWS_AT_ONCE) or 1
+    keys = raw.select(user=user, time=time, row=ROW_COLUMN).with_row_index("place")
+    share = pl.col("user").reinterpret(signed=False) % shares
+    parts = np.empty(num_rows, np.uint8)
+    missing = 0
+    for number in range(shares):
+        some = keys.filter(share == number).collect(engine="streaming")
+        missing += some.get_column("time").null_count()
+        parts[some.get_column("place").to_numpy()] = _parts_of_users(some, config)
+    _require_times(missing, num_rows)
+    return pl.Series(parts)
+
+
+def _parts_of_users(keys: pl.DataFrame, config: SplitConfig) -> np.ndarray:
+    """The number of every row's split, of all rows of some users."""
+    columns = [keys.get_column(n).fill_null(0).to_numpy() for n in ("row", "time", "user")]
+    order = np.lexsort(columns)
+    users = columns[-1][order]
     runs = np.cumsum(np.diff(users, prepend=users[:1]) != 0)
     counts = np.bincount(runs)
     from_end = np.cumsum(counts)[runs] - np.arange(len(runs))
@@ -300,7 +357,7 @@ def _by_user(raw: pl.LazyFrame, time: pl.Expr, user: pl.Expr, config: SplitConfi
     part[(from_end > num_test) & (from_end <= num_test + num_valid)] = _VALID
     by_row = np.empty(len(order), np.uint8)
     by_row[order] = part
-    return pl.Series(by_row)
+    return by_row
 
 
 def _rounded_up(rows: np.ndarray) -> np.ndarray:
@@ -308,13 +365,12 @@ def _rounded_up(rows: np.ndarray) -> np.ndarray:
     return np.ceil(np.round(rows, 9)).astype(np.int64)
 
 
-def _complete(times: pl.Series) -> pl.Series:
-    if times.null_count():
+def _require_times(num_missing: int, num_rows: int) -> None:
+    if num_missing:
         raise ValueError(
-            f"split: {times.null_count()} of {len(times)} rows have no timestamp, so they belong to"
+            f"split: {num_missing} of {num_rows} rows have no timestamp, so they belong to"
             " no split in time; reject or repair them, or split at random"
         )
-    return times
 
 
 def _time(

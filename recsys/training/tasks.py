@@ -1,15 +1,26 @@
 """Independent pieces of work as Ray tasks, on a laptop or a cluster."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import (
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
-from recsys.training.launch import cluster
+from recsys.training.launch import WorkerFailed, cluster
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+
+RETRIES = 3
+"""How often a task is begun again whose process died."""
 
 
 def run_tasks(
@@ -42,3 +53,66 @@ def run_tasks(
                 yield place, ray.get(done)
             except RayError as error:
                 yield place, error
+
+
+@dataclass(frozen=True)
+class RayMapper:
+    """Works off jobs as tasks of the Ray that this process is connected to; see `ray_mapper`."""
+
+    cpus_per_task: int
+    retries: int
+
+    def __call__(
+        self, work: Callable[[Argument], Result], jobs: Sequence[Argument], /
+    ) -> Iterator[Result]:
+        """What `work` gives for each job, in the order of the jobs.
+
+        A task whose process died is begun again alone. The first error of a task ends the others.
+
+        Raises:
+            WorkerFailed: a task's process died more often than allowed.
+            Exception: what a task raised.
+        """
+        threads = {"env_vars": {"POLARS_MAX_THREADS": str(self.cpus_per_task)}}
+        task = _task.options(
+            num_cpus=self.cpus_per_task, max_retries=self.retries, runtime_env=threads
+        )
+        shared = ray.put(work)
+        waiting = [task.remote(shared, job) for job in jobs]
+        try:
+            for job, reference in zip(jobs, waiting, strict=True):
+                yield self._result(job, reference)
+        finally:
+            for reference in waiting:
+                ray.cancel(reference, force=True)
+
+    def _result(self, job: Any, reference: Any) -> Any:
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            raise error.cause from error
+        except (WorkerCrashedError, OutOfMemoryError, NodeDiedError) as error:
+            raise WorkerFailed(
+                f"the process that worked on {job} died {self.retries + 1} times; a look into the"
+                " kernel's log tells whether memory ran out"
+            ) from error
+
+
+@contextmanager
+def ray_mapper(
+    address: str | None, *, cpus_per_task: int = 1, retries: int = RETRIES
+) -> Iterator[RayMapper]:
+    """A mapper for `pipelines.build` over a cluster's processes.
+
+    Args:
+        address: of a running cluster; None: this machine.
+        cpus_per_task: also the number of threads of a task; as many tasks run at once as fit.
+        retries: how often a task is begun again whose process died.
+    """
+    with cluster(address, cpus_per_task):
+        yield RayMapper(cpus_per_task, retries)
+
+
+@ray.remote
+def _task(work: Callable[[Any], Any], job: Any) -> Any:
+    return work(job)
