@@ -4,6 +4,7 @@
 <store>/<name>/table/             the Delta table: encoded rows, partitioned by split
 <store>/<name>/builds/<build>/    a build's fitted features, and raw rows of its last split
 <store>/<name>/rejected/          rows that could not be read
+<store>/<name>/removed/           notes on versions whose data were removed
 <store>/<name>/.building/         workspaces of builds at work
 ```
 
@@ -11,131 +12,55 @@ Everything a version needs is in place before its commit, and the commit is one 
 whole or not at all: whatever happens to a build, the last version opens, and none is half there.
 """
 
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
-from typing import NotRequired
+from typing import Literal
 
 import polars as pl
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, PostCommitHookProperties
 from deltalake.exceptions import CommitFailedError, DeltaError
 from deltalake.transaction import AddAction, RemoveAction, create_table_with_add_actions
-from typing_extensions import TypedDict
 
-from feature_store import table
-from feature_store.config import Config
+from feature_store import commits, removal, table
+from feature_store.commits import Commit, LogDamaged
 from feature_store.encoding import FittedFeatures
 from feature_store.features import SPLIT_COLUMN, SPLITS, Layout, nearest
+from feature_store.lease import Lease
+from feature_store.version import (
+    BUILDS_FOLDER,
+    Metadata,
+    Record,
+    SourceFile,
+    Version,
+    VersionNotFound,
+    check_name,
+)
 from feature_store.workspace import Workspace, workspace
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+__all__ = ["Entry", "Metadata", "SourceFile", "Store", "Version", "VersionNotFound"]
+
 _RECORD = "recsys"
-_TABLE, _BUILDS, _REJECTED, _WORK = "table", "builds", "rejected", ".building"
+_TABLE, _REJECTED, _WORK = "table", "rejected", ".building"
 _MAX_ATTEMPTS = 20
 _SETTLED_NS = 2_000_000_000
 
 
-class VersionNotFound(LookupError):
-    """There is no such table, no such version, or its files are gone."""
-
-
-class SourceFile(TypedDict):
-    """A file that was read, and what was in it."""
-
-    path: str
-    size_bytes: int
-    modified_ns: int
-    """Time of the last modification, in nanoseconds since 1970."""
-    sha256: str
-    hashed_ns: int
-    """Time at which the content was identified, likewise."""
-
-
-class Metadata(TypedDict):
-    """Where a version comes from; plain values, for reports."""
-
-    fingerprint: str
-    """Of the sources' content, the configuration and the code's formats: equal means the same."""
-    config_hash: str
-    sources: list[SourceFile]
-    rows_in: int
-    rows_rejected: int
-    rejected_reasons: dict[str, int]
-    rejected_path: str | None
-    """CSV file of the rows that could not be read; None when there are none."""
-    unmatched: dict[str, int]
-    """By joined file: rows without a partner in it."""
-    libraries: dict[str, str]
-    negatives_dropped: NotRequired[int]
-    """Training rows that data.negative_downsampling left out; absent without it."""
-
-
-class _Record(Config):
-    """What a commit says of its version."""
-
-    metadata: Metadata
-    build: str
-    created: datetime
-    rows: dict[str, int]
-
-
 @dataclass(frozen=True)
-class Version:
-    """One immutable version of a feature table."""
+class Entry:
+    """A version as the history knows it, whether or not its data are still there."""
 
-    name: str
     number: int
-    """The version of the Delta table."""
-    path: Path
-    """Folder of the feature table in the store."""
-    metadata: Metadata
-    rows: dict[str, int]
-    """Rows per split."""
-    build: str
-    """Unique name of the build that wrote it."""
-    created: datetime
-    _files: dict[str, tuple[Path, ...]]
-
-    @property
-    def fingerprint(self) -> str:
-        """Equal fingerprints mean the same sources, configuration and code formats."""
-        return self.metadata["fingerprint"]
-
-    @property
-    def folder(self) -> Path:
-        """What its build left beside the rows; what follows from the version may be kept here."""
-        return self.path / _BUILDS / self.build
-
-    @cached_property
-    def fitted(self) -> FittedFeatures:
-        """The features as fitted to this version's training split."""
-        return FittedFeatures.load(self.folder / "features")
-
-    @property
-    def layout(self) -> Layout:
-        """What an encoded row looks like."""
-        return self.fitted.layout
-
-    def files(self, split: str) -> list[Path]:
-        """Parquet files of a split; their rows, file after file, are in the order of the source."""
-        return list(self._files[table.known_split(split)])
-
-    def scan(self, split: str) -> pl.LazyFrame:
-        """The encoded rows of a split, in the order of the source."""
-        files = self.files(split)
-        if not files:
-            return pl.LazyFrame(schema=table.encoded_schema(self.layout))
-        return pl.scan_parquet(files, hive_partitioning=False)
-
-    def raw_sample(self) -> pl.DataFrame:
-        """Some raw rows of the last split that has any, with histories, as scoring gets them."""
-        return pl.read_parquet(self.folder / "raw.parquet")
+    record: Record | None
+    """What its commit says; None where that cannot be read."""
+    state: Literal["present", "removed", "lost", "damaged"]
+    """Removed by `vacuum`; lost: files are gone that nobody removed; damaged: so is the log."""
+    note: str
+    """Why it does not open; empty if it does."""
 
 
 class Store:
@@ -154,44 +79,81 @@ class Store:
         Raises:
             VersionNotFound: Lists the tables or versions that there are.
         """
-        latest = self._table(name).version()
+        folder = self._require(name)
         if number is None:
-            found = next(self._records(name, latest), None)
+            newest = commits.numbers(folder / _TABLE)[-1]
+            record = self._record(name, newest)  # a damaged one is not passed over in silence
+            found = next(self._records(name), None) if record is None else (newest, *record)
             if found is None:
-                raise VersionNotFound(f"{self._folder(name)} has no version; build one")
+                raise VersionNotFound(f"{folder} has no version; build one")
             return self._version(name, *found)
-        record = _read_record(self._folder(name), number)
+        record = self._record(name, number)
         if record is None:
-            known = [str(n) for n, _ in self._records(name, latest)]
+            if number in commits.missing(folder / _TABLE):
+                raise VersionNotFound(
+                    f"version {number} of {name!r} cannot be opened: its entry"
+                    f" {commits.entry(folder / _TABLE, number)} is missing in the log"
+                )
+            known = [str(n) for n, *_ in self._records(name)]
             raise VersionNotFound(
                 f"{name!r} has no version {number} in {self.path}; known:"
                 f" {', '.join(reversed(known)) or 'none'}"
             )
-        return self._version(name, number, record)
+        return self._version(name, number, *record)
 
     def find(self, name: str, fingerprint: str) -> Version | None:
         """The latest version with a fingerprint whose files are all there; None without one."""
         if not self.exists(name):
             return None
-        return self._find(name, fingerprint, self._table(name).version())
-
-    def _find(self, name: str, fingerprint: str, latest: int) -> Version | None:
-        for number, record in self._records(name, latest):
+        for number, record, commit in self._records(name):
             if record.metadata["fingerprint"] == fingerprint:
                 try:
-                    return self._version(name, number, record)
+                    return self._version(name, number, record, commit)
                 except VersionNotFound:  # its files are gone: it has to be built again
                     continue
         return None
 
     def history(self, name: str) -> list[Version]:
-        """All versions, oldest first.
+        """All versions that were not removed, oldest first.
 
         Raises:
             VersionNotFound: There is no such table, or files of a version are gone.
         """
-        records = list(self._records(name, self._table(name).version()))
-        return [self._version(name, number, record) for number, record in reversed(records)]
+        folder = self._require(name)
+        kept = [found for found in self._records(name) if removal.read(folder, found[0]) is None]
+        return [self._version(name, *found) for found in reversed(kept)]
+
+    def entries(self, name: str) -> list[Entry]:
+        """All that the log knows of, oldest first, also what cannot be opened, with the reason.
+
+        Raises:
+            VersionNotFound: There is no such table.
+        """
+        folder = self._require(name)
+        found = [self._missing(folder, number) for number in commits.missing(folder / _TABLE)]
+        for number in commits.numbers(folder / _TABLE):
+            try:
+                record = self._record(name, number)
+            except LogDamaged as error:
+                found.append(Entry(number, None, "damaged", str(error)))
+                continue
+            if record is not None:
+                found.append(self._entry(name, number, *record))
+        return sorted(found, key=lambda entry: entry.number)
+
+    def _entry(self, name: str, number: int, record: Record, commit: Commit) -> Entry:
+        removed = removal.read(self.folder(name), number)
+        if removed is not None:
+            return Entry(number, record, "removed", _removed(name, number, removed))
+        try:
+            self._version(name, number, record, commit)
+        except VersionNotFound as error:
+            return Entry(number, record, "lost", str(error))
+        return Entry(number, record, "present", "")
+
+    def _missing(self, folder: Path, number: int) -> Entry:
+        path = commits.entry(folder / _TABLE, number)
+        return Entry(number, None, "damaged", f"its entry {path} is missing in the log")
 
     def hashes(self, name: str) -> dict[tuple[str, int, int], str]:
         """sha256 of the files that builds have read, by path, size and time of modification.
@@ -203,7 +165,7 @@ class Store:
             return {}
         return {
             (source["path"], source["size_bytes"], source["modified_ns"]): source["sha256"]
-            for _, record in self._records(name, self._table(name).version())
+            for _, record, _ in self._records(name)
             for source in record.metadata["sources"]
             if source["hashed_ns"] - source["modified_ns"] > _SETTLED_NS
         }
@@ -214,15 +176,21 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether there is a table of that name."""
-        return DeltaTable.is_deltatable(str(self._folder(name) / _TABLE))
+        return bool(commits.numbers(self.folder(name) / _TABLE))
 
     def workspace(self, name: str) -> AbstractContextManager[Workspace]:
-        """A folder of one's own for a build; what dead builds left is removed first."""
-        return workspace(self._folder(name) / _WORK, lambda build: self._discard(name, build))
+        """A folder of one's own for a build; what dead builds left is removed first.
+
+        Raises:
+            LogDamaged: An entry of the table's log is missing or cannot be read.
+        """
+        if self.exists(name):
+            self._table(name)  # a build of hours is to learn of it before it begins
+        return workspace(self.folder(name) / _WORK, lambda build: self._discard(name, build))
 
     def rejected_folder(self, name: str) -> Path:
         """Where rows that could not be read are kept; made if needed."""
-        folder = self._folder(name) / _REJECTED
+        folder = self.folder(name) / _REJECTED
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -248,15 +216,16 @@ class Store:
         Raises:
             SchemaMismatch: The rows are not what the fitted features encode.
             CommitFailedError: Others kept committing to the same table.
+            LogDamaged: An entry of the table's log is missing or cannot be read.
         """
         ordered = table.in_order(rows, fitted.layout)
         files = table.sink(ordered, workspace.path / "rows", workspace.build)
         kept = workspace.path / "build"
-        fitted.save(kept / "features")
+        fitted.save(kept / table.FEATURES_FOLDER)
         raw_sample.write_parquet(kept / "raw.parquet")
-        folder = self._folder(name)
-        (folder / _BUILDS).mkdir(exist_ok=True)
-        kept.rename(folder / _BUILDS / workspace.build)
+        folder = self.folder(name)
+        (folder / BUILDS_FOLDER).mkdir(exist_ok=True)
+        kept.rename(folder / BUILDS_FOLDER / workspace.build)
         counts = dict.fromkeys(SPLITS, 0)
         actions: list[AddAction | RemoveAction] = []
         for split, file in files:
@@ -265,7 +234,7 @@ class Store:
             num_rows = pq.read_metadata(file).num_rows
             actions.append(table.add_action(split, file.rename(target), num_rows))
             counts[split] += num_rows
-        record = _Record(
+        record = Record(
             metadata=metadata, build=workspace.build, created=datetime.now(UTC), rows=counts
         )
         return self._commit(name, record, actions, fitted.layout)
@@ -273,7 +242,7 @@ class Store:
     def _commit(
         self,
         name: str,
-        record: _Record,
+        record: Record,
         actions: list[AddAction | RemoveAction],
         layout: Layout,
     ) -> Version:
@@ -281,7 +250,7 @@ class Store:
         fingerprint = record.metadata["fingerprint"]
         for attempt in range(_MAX_ATTEMPTS):
             seen = self._table(name) if self.exists(name) else None
-            found = None if seen is None else self._find(name, fingerprint, seen.version())
+            found = None if seen is None else self.find(name, fingerprint)
             if found is not None:
                 self._discard(name, record.build)
                 return found
@@ -302,12 +271,12 @@ class Store:
         self,
         name: str,
         seen: DeltaTable | None,
-        record: _Record,
+        record: Record,
         actions: list[AddAction | RemoveAction],
         layout: Layout,
     ) -> None:
         """Commit right after the version that was seen, or make the table, or fail."""
-        path = str(self._folder(name) / _TABLE)
+        path = str(self.folder(name) / _TABLE)
         schema = table.delta_schema(layout)
         partition_by = [SPLIT_COLUMN]
         properties = CommitProperties(
@@ -335,31 +304,37 @@ class Store:
             )
 
     def _built(self, name: str, build: str) -> Version:
-        for number, record in self._records(name, self._table(name).version()):
+        for number, record, commit in self._records(name):
             if record.build == build:
-                return self._version(name, number, record)
+                return self._version(name, number, record, commit)
         raise AssertionError("a commit that succeeded is in the log")
 
     def _discard(self, name: str, build: str) -> None:
         """Remove what a build left in the table's folders, unless it is a version."""
-        folder = self._folder(name)
-        if self.exists(name):
-            records = self._records(name, self._table(name).version())
-            if any(record.build == build for _, record in records):
-                return
+        folder = self.folder(name)
+        if any(record.build == build for _, record, _ in self._records(name)):
+            return
         for file in (folder / _TABLE).glob(f"{SPLIT_COLUMN}=*/{build}-*.parquet"):
             file.unlink(missing_ok=True)
-        shutil.rmtree(folder / _BUILDS / build, ignore_errors=True)
+        shutil.rmtree(folder / BUILDS_FOLDER / build, ignore_errors=True)
 
-    def _version(self, name: str, number: int, record: _Record) -> Version:
-        folder = self._folder(name)
-        files = table.data_files(folder / _TABLE, number)
-        needed = [path for paths in files.values() for path in paths]
-        gone = [p for p in (*needed, folder / _BUILDS / record.build) if not p.exists()]
+    def _version(self, name: str, number: int, record: Record, commit: Commit) -> Version:
+        folder = self.folder(name)
+        build = folder / BUILDS_FOLDER / record.build
+        needed = [build, *(path for paths in commit.files.values() for path in paths)]
+        lease = None
+        if (features := lease_file(build)).exists():
+            lease = Lease(features)
+        # In this order: whoever removes a version holds its lease alone, and writes the note first.
+        removed = removal.read(folder, number)
+        if removed is not None:
+            raise VersionNotFound(_removed(name, number, removed))
+        gone = [path for path in (features, *needed) if not path.exists()]
         if gone:
+            others = f" and {len(gone) - 1} more are" if len(gone) > 1 else " is"
             raise VersionNotFound(
-                f"version {number} of {name!r} has lost files: {gone[0]} and"
-                f" {len(gone) - 1} more are gone; build it again"
+                f"version {number} of {name!r} has lost files: {gone[0]}{others} gone; build it"
+                " again"
             )
         metadata = record.metadata.copy()
         if metadata["rejected_path"] is not None:  # the store may have moved since
@@ -374,34 +349,63 @@ class Store:
             rows=record.rows,
             build=record.build,
             created=record.created,
-            _files=files,
+            _files=dict(commit.files),
+            _lease=lease,
         )
 
-    def _records(self, name: str, latest: int) -> Iterator[tuple[int, _Record]]:
-        """Versions that builds wrote, newest first; commits of other programs are passed over."""
-        for number in range(latest, -1, -1):
-            record = _read_record(self._folder(name), number)
-            if record is not None:
-                yield number, record
+    def _records(self, name: str) -> Iterator[tuple[int, Record, Commit]]:
+        """Versions that builds wrote, newest first.
 
-    def _table(self, name: str) -> DeltaTable:
+        Commits of other programs are passed over, and so are damaged entries: whoever asks for
+        what one of them holds is told by `open`, whoever would add to them by `write`.
+        """
+        for number in reversed(commits.numbers(self.folder(name) / _TABLE)):
+            try:
+                found = self._record(name, number)
+            except LogDamaged:
+                continue
+            if found is not None:
+                yield number, *found
+
+    def _record(self, name: str, number: int) -> tuple[Record, Commit] | None:
+        """What the commit of that number says; None if there is none, or another program's."""
+        commit = commits.read(self.folder(name) / _TABLE, number)
+        if commit is None or _RECORD not in commit.info:
+            return None
+        return Record.model_validate_json(commit.info[_RECORD]), commit
+
+    def _require(self, name: str) -> Path:
+        """The folder of a table that is there."""
         if not self.exists(name):
             known = nearest(name, self.names())
             raise VersionNotFound(f"the store {self.path} has no feature table {name!r}; {known}")
-        return DeltaTable(str(self._folder(name) / _TABLE))
+        return self.folder(name)
 
-    def _folder(self, name: str) -> Path:
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"{name!r} cannot name a feature table: expected a letter or digit followed by"
-                " letters, digits, '.', '_' and '-'"
-            )
+    def _table(self, name: str) -> DeltaTable:
+        folder = self._require(name) / _TABLE
+        try:
+            return DeltaTable(str(folder))
+        except DeltaError:
+            commits.require_whole(folder)
+            raise
+
+    def folder(self, name: str) -> Path:
+        """The folder of a feature table, whether or not it is there."""
+        check_name(name)
         return self.path / name
 
 
-def _read_record(folder: Path, number: int) -> _Record | None:
-    """What the commit of that number says; None if there is none, or another program's."""
-    commit = table.read_commit(folder / _TABLE, number)
-    if commit is None or _RECORD not in commit:
-        return None
-    return _Record.model_validate_json(commit[_RECORD])
+def lease_file(build: Path) -> Path:
+    """The file that whoever reads a version has a lease of.
+
+    Args:
+        build: The folder of the version's build.
+    """
+    return build / table.FEATURES_FOLDER / "features.json"
+
+
+def _removed(name: str, number: int, removed: removal.Removal) -> str:
+    return (
+        f"version {number} of {name!r} was removed by `recsys features vacuum` on"
+        f" {removed.when:%Y-%m-%d %H:%M} UTC; build it again from its sources if it is needed"
+    )

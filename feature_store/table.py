@@ -1,13 +1,10 @@
-"""Encoded rows as Parquet files of a Delta table: their schema, their files, what commits say."""
+"""Encoded rows as Parquet files of a Delta table: their schema and their files."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import polars as pl
-import pyarrow as pa
-from deltalake import DeltaTable, Field, Schema
+from deltalake import Field, Schema
 from deltalake.schema import ArrayType, PrimitiveType
 from deltalake.transaction import AddAction
 
@@ -22,6 +19,8 @@ from feature_store.features import (
     nearest,
 )
 
+FEATURES_FOLDER = "features"
+"""Fitted features, in the folder of their build."""
 ROW_GROUP_ROWS = 1 << 17
 """Rows that are compressed and read together."""
 
@@ -98,33 +97,6 @@ def delta_schema(layout: Layout) -> Schema:
             kind = PrimitiveType(_DELTA_TYPES[type(dtype)])
         fields.append(Field(name, kind, nullable=True))
     return Schema(fields)
-
-
-def read_commit(table: Path, number: int) -> Mapping[str, Any] | None:
-    """The metadata of the commit of that number; None if there is none.
-
-    Read from the log itself: `DeltaTable.history` counts back from the version that was loaded,
-    which is wrong for any but the latest.
-    """
-    log = table / "_delta_log" / f"{number:020d}.json"
-    if not log.is_file():
-        return None
-    with log.open(encoding="utf-8") as lines:
-        for line in lines:
-            commit = json.loads(line).get("commitInfo")
-            if commit is not None:
-                return commit
-    return None
-
-
-def data_files(table: Path, number: int) -> dict[str, tuple[Path, ...]]:
-    """The files of a version by split, in the order of their rows."""
-    actions = DeltaTable(str(table), version=number).get_add_actions(flatten=True)
-    paths = sorted(pa.table(actions).column("path").to_pylist())
-    return {
-        split: tuple(table / path for path in paths if path.startswith(f"{folder_of(split)}/"))
-        for split in SPLITS
-    }
 
 
 def known_split(split: str) -> str:
