@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from feature_store import expressions, vocabulary
+from feature_store import vocabulary
 from feature_store.columns import (
     RawColumn,
     SchemaMismatch,
@@ -25,31 +25,25 @@ from feature_store.columns import (
     time_number,
 )
 from feature_store.features import (
-    FIRST_ID,
     GROUP_COLUMN,
     TIMESTAMP_COLUMN,
     WEIGHT_COLUMN,
-    Bag,
-    Categorical,
-    DatePart,
-    Feature,
     FeatureSet,
     IdField,
     Label,
     Layout,
-    Numeric,
-    Sequence,
     Side,
     source_of,
 )
+from feature_store.kinds import Learned, kind_of, sources_of
 
 __all__ = ["FittedFeatures", "FittedFeaturesMismatch", "RawColumn", "SchemaMismatch"]
 
-FORMAT = 1
+FORMAT = 2
 """Raised with every change of what an encoded column means or of how fitted features are kept."""
 
 _FILE = "features.json"
-_FOLDER = "vocabularies"
+_VOCABULARIES, _TABLES = "vocabularies", "tables"
 _MAX_PLANS = 64
 
 
@@ -72,11 +66,18 @@ class FittedFeatures:
     """The raw columns that scoring needs; those of label, weight, group and time are not."""
     library: str = vocabulary.HASH_LIBRARY
     """Name and version of the library that hashed the training data."""
+    tables: dict[str, pl.DataFrame] = field(default_factory=dict)
+    """By name of the feature: whatever else its kind learns (see `feature_store.kinds`)."""
     _plans: dict[tuple[Any, ...], list[pl.Expr]] = field(default_factory=dict, repr=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         fitted = (self.feature_set, self.vocabularies, self.boundaries, self.moments)
-        return FittedFeatures, (*fitted, self.columns, self.library)
+        return FittedFeatures, (*fitted, self.columns, self.library, self.tables)
+
+    @cached_property
+    def learned(self) -> Learned:
+        """What kinds of features need to know to encode."""
+        return Learned(self.vocabularies, self.boundaries, self.moments, self.tables)
 
     @cached_property
     def layout(self) -> Layout:
@@ -85,13 +86,10 @@ class FittedFeatures:
         dense: list[str] = []
         sides: list[Side] = []
         for feature in self.feature_set.inputs:
-            if isinstance(feature, Numeric) and feature.num_buckets is None:
-                dense.append(feature.name)
-                if feature.indicator:
-                    dense.append(expressions.indicator_name(feature))
-                sides += [feature.side] * (len(dense) - len(sides))
-            else:
-                ids.append(self._id_field(feature))
+            kind = kind_of(feature)
+            ids += kind.id_fields(feature, self.feature_set, self.learned)
+            dense += kind.dense(feature)
+            sides += [feature.side] * (len(dense) - len(sides))
         tasks = tuple(label.name for label in self.feature_set.labels)
         return Layout(ids=tuple(ids), dense=tuple(dense), tasks=tasks, dense_sides=tuple(sides))
 
@@ -125,12 +123,18 @@ class FittedFeatures:
 
     def encoders(self, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
         """`encode` as expressions over raw columns of these types, to join with others."""
-        sources = {source_of(f): f"feature {f.name!r}" for f in self.feature_set.inputs}
+        sources = sources_of(self.feature_set)
         require_columns(schema, sources)
         key = tuple(schema[name] for name in sources)
         plan = self._plans.get(key)
         if plan is None:
-            plan = [e for f in self.feature_set.inputs for e in self._encoded(f, schema)]
+            plan = [
+                expression
+                for feature in self.feature_set.inputs
+                for expression in kind_of(feature).encode(
+                    feature, self.feature_set, schema, self.learned
+                )
+            ]
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
             self._plans[key] = plan
@@ -152,10 +156,14 @@ class FittedFeatures:
         ]
 
     def save(self, folder: Path) -> None:
-        """Write `features.json` and one Arrow file per vocabulary into a folder, made if needed."""
-        (folder / _FOLDER).mkdir(parents=True, exist_ok=True)
-        for name, values in self.vocabularies.items():
-            values.to_frame(name).write_ipc(folder / _FOLDER / f"{name}.arrow")
+        """Write `features.json` and an Arrow file per vocabulary and table into a folder."""
+        for kept, frames in (
+            (_VOCABULARIES, {n: values.to_frame(n) for n, values in self.vocabularies.items()}),
+            (_TABLES, self.tables),
+        ):
+            (folder / kept).mkdir(parents=True, exist_ok=True)
+            for name, frame in frames.items():
+                frame.write_ipc(folder / kept / f"{name}.arrow")
         description = {**self._description(), "fingerprint": self.fingerprint}
         text = json.dumps(description, indent=1, allow_nan=False, ensure_ascii=False)
         (folder / _FILE).write_text(text + "\n", encoding="utf-8")
@@ -171,7 +179,14 @@ class FittedFeatures:
         """
         vocabulary.check_hash_library()
         saved = _read_description(folder)
-        vocabularies = {name: _read_vocabulary(folder, name) for name in saved["vocabularies"]}
+        vocabularies = {
+            name: _read(folder, _VOCABULARIES, name, (name,)).get_column(name)
+            for name in saved["vocabularies"]
+        }
+        tables = {
+            name: _read(folder, _TABLES, name, described["columns"])
+            for name, described in saved["tables"].items()
+        }
         loaded = cls(
             feature_set=FeatureSet.model_validate(saved["feature_set"]),
             vocabularies=vocabularies,
@@ -179,6 +194,7 @@ class FittedFeatures:
             moments={name: (mean, std) for name, (mean, std) in saved["moments"].items()},
             columns=tuple(RawColumn.model_validate(column) for column in saved["columns"]),
             library=saved["library"],
+            tables=tables,
         )
         if loaded.fingerprint != saved["fingerprint"]:
             raise FittedFeaturesMismatch(
@@ -187,10 +203,6 @@ class FittedFeatures:
                 " changed or replaced, so take the folder from where it was made"
             )
         return loaded
-
-    @cached_property
-    def _indexes(self) -> dict[str, pl.Enum]:
-        return {name: vocabulary.index(values) for name, values in self.vocabularies.items()}
 
     def _description(self) -> dict[str, Any]:
         return {
@@ -204,43 +216,11 @@ class FittedFeatures:
                 name: {"values": len(values), "sha256": vocabulary.digest(values)}
                 for name, values in self.vocabularies.items()
             },
+            "tables": {
+                name: {"columns": table.columns, "rows": table.height, "sha256": _digest(table)}
+                for name, table in self.tables.items()
+            },
         }
-
-    def _encoded(self, feature: Feature, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
-        dtype = schema[source_of(feature)]
-        if isinstance(feature, Numeric):
-            if feature.num_buckets is not None:
-                return [expressions.bucket(feature, dtype, self.boundaries[feature.name])]
-            return expressions.number(feature, dtype, self.moments.get(feature.name))
-        if isinstance(feature, DatePart):
-            return [expressions.date_part(feature, dtype)]
-        index = self._indexes.get(_space(feature))
-        if isinstance(feature, Categorical):
-            return [expressions.single_id(feature, dtype, index)]
-        return [expressions.id_list(feature, dtype, index)]
-
-    def _id_field(self, feature: Feature) -> IdField:
-        shape, max_length = "single", None
-        if isinstance(feature, Bag | Sequence):
-            shape, max_length = feature.kind, feature.max_length
-        return IdField(
-            name=feature.name,
-            shape=shape,  # type: ignore[arg-type]
-            side=feature.side,
-            space=_space(feature),
-            cardinality=self._cardinality(feature),
-            max_length=max_length,
-        )
-
-    def _cardinality(self, feature: Feature) -> int | None:
-        if isinstance(feature, Numeric):
-            assert feature.num_buckets is not None, "only bucketed numbers are ids"
-            return feature.num_buckets + FIRST_ID
-        if isinstance(feature, DatePart):
-            smallest, largest = expressions.DATE_PARTS[feature.part]
-            return largest - smallest + 1 + FIRST_ID
-        values = self.vocabularies.get(_space(feature))
-        return None if values is None else len(values) + FIRST_ID
 
 
 def check_columns(feature_set: FeatureSet, schema: Mapping[str, pl.DataType]) -> None:
@@ -249,9 +229,7 @@ def check_columns(feature_set: FeatureSet, schema: Mapping[str, pl.DataType]) ->
     Raises:
         SchemaMismatch: A column is missing or of a type its feature cannot read.
     """
-    bucketed = [f.name for f in feature_set.inputs if isinstance(f, Numeric) and f.num_buckets]
-    unfitted = FittedFeatures(feature_set, {}, {name: [] for name in bucketed}, {}, ())
-    unfitted.encoders(schema)
+    FittedFeatures(feature_set, {}, {}, {}, ()).encoders(schema)
 
 
 def row_key(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -277,20 +255,14 @@ def raw_columns(
         nullable: Names of the columns that have nulls there.
     """
     with_nulls = set(nullable)
-    names = dict.fromkeys(source_of(feature) for feature in feature_set.inputs)
     return tuple(
         RawColumn(
             name=name,
             type=column_type(name, schema[name]),
             nullable=name in with_nulls,
         )
-        for name in names
+        for name in sources_of(feature_set)
     )
-
-
-def _space(feature: Feature) -> str:
-    """Name of the feature whose ids a feature has: its own, or a sequence's `of`."""
-    return feature.of if isinstance(feature, Sequence) else feature.name
 
 
 def label_value(label: Label, dtype: pl.DataType) -> pl.Expr:
@@ -348,11 +320,18 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return saved
 
 
-def _read_vocabulary(folder: Path, name: str) -> pl.Series:
-    path = folder / _FOLDER / f"{name}.arrow"
+def _digest(table: pl.DataFrame) -> str:
+    """sha256 (hex) over a table's names, types and values; numbers in their shortest exact text."""
+    sha = hashlib.sha256(repr(dict(table.schema)).encode())
+    sha.update(table.write_ndjson().encode())
+    return sha.hexdigest()
+
+
+def _read(folder: Path, kept: str, name: str, columns: Iterable[str]) -> pl.DataFrame:
+    path = folder / kept / f"{name}.arrow"
     if not path.is_file():
-        raise FittedFeaturesMismatch(f"{folder}: the vocabulary {path.name!r} is missing")
+        raise FittedFeaturesMismatch(f"{folder}: {kept}/{path.name} is missing")
     try:
-        return pl.read_ipc(path).get_column(name)
+        return pl.read_ipc(path, columns=list(columns))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FittedFeaturesMismatch(f"{path} is damaged: {error}") from error

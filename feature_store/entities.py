@@ -21,8 +21,8 @@ import polars as pl
 import pyarrow as pa
 
 from feature_store.config import Config
-from feature_store.expressions import indicator_name
-from feature_store.features import FeatureSet, Numeric
+from feature_store.features import FeatureSet
+from feature_store.kinds import kind_of
 from feature_store.store import Version
 
 EntitySide = Literal["item", "user"]
@@ -85,13 +85,8 @@ def fields_of(features: FeatureSet, side: EntitySide) -> tuple[str, ...]:
 
 def dense_columns(features: FeatureSet, side: EntitySide) -> dict[str, tuple[str, ...]]:
     """The numbers of a side: by feature, its columns of floats in an encoded row."""
-    return {
-        feature.name: (feature.name, indicator_name(feature))
-        if feature.indicator
-        else (feature.name,)
-        for feature in features.inputs
-        if feature.side == side and isinstance(feature, Numeric) and feature.num_buckets is None
-    }
+    dense = {f.name: kind_of(f).dense(f) for f in features.inputs if f.side == side}
+    return {name: columns for name, columns in dense.items() if columns}
 
 
 def find(version: Version, side: EntitySide, entity: str) -> EntityTable | None:

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from feature_store import columns, expressions
 from feature_store.encoding import FittedFeatures, check_columns, raw_columns
-from feature_store.features import Bag, Categorical, FeatureSet, Numeric, source_of
+from feature_store.features import FeatureSet
+from feature_store.kinds import Counts, Learned, Quantiles, kind_of, sources_of
 from feature_store.selection import Selection
 
 _MOMENT_DIGITS = 9
@@ -36,25 +36,28 @@ def fit(
     """
     schema = train.collect_schema()
     check_columns(feature_set, schema)
-    statistics = _statistics(train, feature_set, schema)
+    moments = {f.name: kind_of(f).moments(f, feature_set, schema) for f in feature_set.inputs}
+    statistics = _statistics(train, feature_set, moments)
     if statistics["rows"] == 0:
         raise ValueError("the training split has no rows, so features cannot be fitted to it")
-    vocabularies = _vocabularies(train, feature_set, schema)
+    quantiles = {f.name: kind_of(f).quantiles(f, feature_set, schema) for f in feature_set.inputs}
+    numbers = Learned(
+        boundaries={n: _boundaries(train, q) for n, q in quantiles.items() if q is not None},
+        moments={
+            name: _moments(statistics[f"mean {name}"], statistics[f"std {name}"])
+            for name, values in moments.items()
+            if values is not None
+        },
+    )
+    vocabularies = _vocabularies(train, feature_set, schema, numbers)
     if selection is not None:
         vocabularies = {n: selection.vocabulary(n, v) for n, v in vocabularies.items()}
     return FittedFeatures(
         feature_set=feature_set,
         vocabularies=vocabularies,
-        boundaries={
-            f.name: _boundaries(train, f, schema[source_of(f)])
-            for f in feature_set.inputs
-            if isinstance(f, Numeric) and f.num_buckets is not None
-        },
-        moments={
-            f.name: _moments(statistics[f"mean {f.name}"], statistics[f"std {f.name}"])
-            for f in feature_set.inputs
-            if isinstance(f, Numeric) and f.standardize
-        },
+        boundaries=dict(numbers.boundaries),
+        moments=dict(numbers.moments),
+        tables=_tables(train, feature_set, numbers),
         columns=raw_columns(
             feature_set, schema, [name for name in schema if statistics.get(f"nulls {name}")]
         ),
@@ -62,17 +65,16 @@ def fit(
 
 
 def _statistics(
-    train: pl.LazyFrame, feature_set: FeatureSet, schema: Mapping[str, pl.DataType]
+    train: pl.LazyFrame, feature_set: FeatureSet, moments: Mapping[str, pl.Expr | None]
 ) -> dict[str, float]:
     """Rows, nulls per column, mean and deviation per standardised number, in one streamed pass."""
     aggregates = [pl.len().alias("rows")]
-    for name in dict.fromkeys(source_of(f) for f in feature_set.inputs):
+    for name in sources_of(feature_set):
         aggregates.append(pl.col(name).null_count().alias(f"nulls {name}"))
-    for feature in feature_set.inputs:
-        if isinstance(feature, Numeric) and feature.standardize:
-            value = _finite(feature, schema[source_of(feature)])
-            aggregates.append(value.mean().alias(f"mean {feature.name}"))
-            aggregates.append(value.std(ddof=0).alias(f"std {feature.name}"))
+    for name, values in moments.items():
+        if values is not None:
+            aggregates.append(values.mean().alias(f"mean {name}"))
+            aggregates.append(values.std(ddof=0).alias(f"std {name}"))
     return train.select(aggregates).collect(engine="streaming").row(0, named=True)
 
 
@@ -84,15 +86,14 @@ def _moments(mean: float | None, std: float | None) -> tuple[float, float]:
     return float(f"{mean:.{_MOMENT_DIGITS}g}"), rounded if rounded > 0.0 else 1.0
 
 
-def _boundaries(train: pl.LazyFrame, feature: Numeric, dtype: pl.DataType) -> list[float]:
+def _boundaries(train: pl.LazyFrame, quantiles: Quantiles) -> list[float]:
     """The distinct inner quantiles: at most num_buckets - 1, fewer where values repeat.
 
     Each is a value of the column, the smallest with at least its share of the rows at or below it,
     and none is the column's smallest, so no bucket stays empty.
     """
-    assert feature.num_buckets is not None, "only bucketed numbers have boundaries"
     values = (
-        train.select(_finite(feature, dtype).alias("value"))
+        train.select(quantiles.values.alias("value"))
         .drop_nulls()
         .collect(engine="streaming")
         .get_column("value")
@@ -100,45 +101,45 @@ def _boundaries(train: pl.LazyFrame, feature: Numeric, dtype: pl.DataType) -> li
     )
     if values.is_empty():
         return []
-    cuts = [len(values) * i // feature.num_buckets for i in range(1, feature.num_buckets)]
+    cuts = [len(values) * i // quantiles.num_buckets for i in range(1, quantiles.num_buckets)]
     inner = values.gather(cuts).unique().sort()
     return inner.filter(inner > values[0]).to_list()
 
 
-def _finite(feature: Numeric, dtype: pl.DataType) -> pl.Expr:
-    value = expressions.transformed(feature, dtype)
-    return pl.when(value.is_finite()).then(value)
-
-
 def _vocabularies(
-    train: pl.LazyFrame, feature_set: FeatureSet, schema: Mapping[str, pl.DataType]
+    train: pl.LazyFrame,
+    feature_set: FeatureSet,
+    schema: Mapping[str, pl.DataType],
+    learned: Learned,
 ) -> dict[str, pl.Series]:
-    features = [
-        f
-        for f in feature_set.inputs
-        if isinstance(f, Categorical | Bag) and f.encoding == "vocabulary"
-    ]
-    counts = [_counts(train, f, schema[source_of(f)]) for f in features]
-    collected = pl.collect_all(counts, engine="streaming")
+    counts = {
+        f.name: kind_of(f).counts(f, feature_set, schema, learned) for f in feature_set.inputs
+    }
+    wanted = {name: _counted(train, of) for name, of in counts.items() if of is not None}
+    collected = pl.collect_all(list(wanted.values()), engine="streaming")
     return {
-        f.name: frame.get_column("value").alias(f.name)
-        for f, frame in zip(features, collected, strict=True)
+        name: frame.get_column("value").alias(name)
+        for name, frame in zip(wanted, collected, strict=True)
     }
 
 
-def _counts(train: pl.LazyFrame, feature: Categorical | Bag, dtype: pl.DataType) -> pl.LazyFrame:
+def _counted(train: pl.LazyFrame, counts: Counts) -> pl.LazyFrame:
     """The values of a vocabulary, most frequent first, ties in the order of their bytes."""
-    if isinstance(feature, Bag):
-        value = expressions.as_lists(feature, dtype).explode()
-    else:
-        value = pl.col(source_of(feature))
-    text = columns.canonical_text(value, columns.element_type(dtype))
     kept = (
-        train.select(text.alias("value"))
+        train.select(counts.texts.alias("value"))
         .filter(pl.col("value").is_not_null() & (pl.col("value") != ""))
         .group_by("value")
         .len()
-        .filter(pl.col("len") >= feature.min_count)
+        .filter(pl.col("len") >= counts.min_count)
         .sort("len", "value", descending=[True, False])
     )
-    return kept.head(feature.max_size) if feature.max_size is not None else kept
+    return kept.head(counts.max_size) if counts.max_size is not None else kept
+
+
+def _tables(
+    train: pl.LazyFrame, feature_set: FeatureSet, learned: Learned
+) -> dict[str, pl.DataFrame]:
+    tables = {f.name: kind_of(f).table(f, feature_set, train, learned) for f in feature_set.inputs}
+    wanted = {name: table for name, table in tables.items() if table is not None}
+    collected = pl.collect_all(list(wanted.values()), engine="streaming")
+    return dict(zip(wanted, collected, strict=True))

@@ -6,7 +6,6 @@ kept aside. Missing, NaN and infinite numbers are *not* rejected: a feature has 
 """
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -15,20 +14,17 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from feature_store.columns import SchemaMismatch
-from feature_store.features import ROW_COLUMN, FeatureSet, Sequence, nearest, source_of
-from pipelines.delimited import Delimited
+from feature_store.features import ROW_COLUMN, FeatureSet, nearest, source_of
+from feature_store.kinds import kind_of
 from pipelines.downsampling import DownsamplingConfig
-from pipelines.rejection import Rejection, content_of, require_few
+from pipelines.files import AnyFile
+from pipelines.reading import OnProgress, Table, read_table
+from pipelines.rejection import Rejection, require_few
 from pipelines.split import SplitConfig, splits_of
-from pipelines.tables import ColumnConfig, TableConfig, format_of, source_files
-from pipelines.typed import UNREADABLE, scan
+from pipelines.tables import ColumnConfig, TableConfig, source_files
 from pipelines.usable import unusable
 
 __all__ = ["ColumnConfig", "DataConfig", "JoinConfig", "OnProgress", "Source", "preview", "read"]
-
-OnProgress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much of it is done, and how much there is if known."""
-
 
 class JoinConfig(TableConfig):
     """A side table with one row per key, such as the items; rows without a partner get nulls."""
@@ -103,7 +99,7 @@ class Source:
     """Rows of side tables that cannot be used."""
     unmatched: dict[str, int] = field(default_factory=dict)
     """By side table: rows without a partner in it."""
-    files: list[tuple[Path, int]] = field(default_factory=list)
+    files: list[tuple[AnyFile, int]] = field(default_factory=list)
     """The main files that were read, each with the `__row` where it begins."""
     sides: list[tuple[str, pl.LazyFrame]] = field(default_factory=list)
     """The side tables as they were joined, each with the column that it is joined on."""
@@ -116,31 +112,6 @@ class Preview:
     rows: pl.DataFrame
     rows_read: int
     rows_rejected: int
-
-
-@dataclass(frozen=True)
-class _Table:
-    frame: pl.LazyFrame
-    num_rows: int
-    rejections: list[Rejection]
-    places: "_Places"
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where a `__row` is in its file."""
-
-    files: list[Path]
-    first_rows: list[int]
-    first_line: int
-
-    def begins(self) -> list[tuple[Path, int]]:
-        # With a limit, the last files may not have been read.
-        return list(zip(self.files, self.first_rows, strict=False))
-
-    def of(self, row: int) -> tuple[str, int]:
-        index = max(i for i, first in enumerate(self.first_rows) if first <= row)
-        return str(self.files[index]), row - self.first_rows[index] + self.first_line
 
 
 def read(
@@ -169,9 +140,9 @@ def read(
     """
     needed = _needed(config, feature_set)
     if config.split.files is not None:
-        splits_of(source_files(config.path), config.split.files)
+        splits_of(source_files(config), config.split.files)
     mine = [name for name in config.columns if name in needed]
-    table = _read(config, mine, folder, limit, on_progress)
+    table = read_table(config, mine, folder, limit, on_progress)
     if table.num_rows == 0:
         raise ValueError(f"{config.path}: there are no rows, only a header")
     frame = table.frame
@@ -182,7 +153,7 @@ def read(
         theirs = [name for name in join.columns if name in needed or name == join.on]
         side_folder = folder / f"join-{number}"
         side_folder.mkdir()
-        side = _read(join, theirs, side_folder, None, on_progress)
+        side = read_table(join, theirs, side_folder, None, on_progress)
         require_few(side.rejections, side.num_rows, config.max_rejected, None)
         side_rejections += side.rejections
         frame, unmatched[str(join.path)] = _joined(frame, side, join, table.num_rows)
@@ -209,10 +180,7 @@ def _needed(config: DataConfig, feature_set: FeatureSet) -> dict[str, str]:
     needed: dict[str, str] = {join.on: f"the join with {join.path}" for join in config.joins}
     needed |= {key: "data.entities" for key in config.entities}
     for feature in feature_set.inputs:
-        if isinstance(feature, Sequence) and feature.history is not None:
-            needed[feature.history.by] = f"the history of {feature.name!r}"
-        else:
-            needed[source_of(feature)] = f"the feature {feature.name!r}"
+        needed |= kind_of(feature).logged(feature, feature_set)
     for label in feature_set.labels:
         needed[source_of(label)] = f"the label {label.name!r}"
     for what in ("weight", "group", "timestamp"):
@@ -230,67 +198,8 @@ def _needed(config: DataConfig, feature_set: FeatureSet) -> dict[str, str]:
     return needed
 
 
-def _read(
-    table: TableConfig,
-    names: list[str],
-    folder: Path,
-    limit: int | None,
-    on_progress: OnProgress,
-) -> _Table:
-    files = source_files(table.path)
-    formats = {format_of(table, file) for file in files}
-    if formats == {"parquet"}:
-        return _read_parquet(files, table, names, limit)
-    if "parquet" in formats:
-        raise ValueError(f"{table.path}: text and Parquet files cannot be read as one table")
-    texts = [Delimited(file, table, format_of(table, file)) for file in files]
-    num_rows = 0
-    first_rows: list[int] = []
-    parts: list[Path] = []
-    rejections: list[Rejection] = []
-    for number, text in enumerate(texts):
-        left = None if limit is None else limit - num_rows
-        if left is not None and left <= 0:
-            break
-        part = folder / f"{number:06d}.parquet"
-        on_progress(f"reading {text.file.name}", num_rows, None)
-        staged = text.stage(names, part, num_rows, left)
-        parts.append(part)
-        first_rows.append(num_rows)
-        num_rows += staged.num_lines
-        rejections += staged.rejected
-    places = _Places(files, first_rows, 2 if table.header else 1)
-    return _Table(pl.scan_parquet(parts, glob=False), num_rows, rejections, places)
-
-
-def _read_parquet(
-    files: list[Path], table: TableConfig, names: list[str], limit: int | None
-) -> _Table:
-    typed = scan(files, table, names)
-    first_rows = [sum(typed.num_rows[:index]) for index in range(len(files))]
-    places = _Places(files, first_rows, 1)
-    frame = typed.frame if limit is None else typed.frame.head(limit)
-    num_rows = sum(typed.num_rows) if limit is None else min(limit, sum(typed.num_rows))
-    if UNREADABLE not in frame.collect_schema():
-        return _Table(frame, num_rows, [], places)
-    failed = pl.col(UNREADABLE).is_not_null()
-    bad = frame.filter(failed).collect(engine="streaming")
-    rejections = [
-        Rejection(
-            *places.of(row[ROW_COLUMN]),
-            kind=f"{row[UNREADABLE]}: unreadable",
-            reason=f"column {row[UNREADABLE]!r}: cannot be read as"
-            f" {table.columns[row[UNREADABLE]].type}",
-            content=content_of(row),
-        )
-        for row in bad.iter_rows(named=True)
-    ]
-    good = frame.filter(~failed) if rejections else frame
-    return _Table(good.drop(UNREADABLE), num_rows, rejections, places)
-
-
 def _joined(
-    frame: pl.LazyFrame, side: _Table, join: JoinConfig, num_rows: int
+    frame: pl.LazyFrame, side: Table, join: JoinConfig, num_rows: int
 ) -> tuple[pl.LazyFrame, int]:
     """The rows with the side table's columns, and how many have no partner in it."""
     partners = side.frame.drop(ROW_COLUMN).drop_nulls(join.on).collect(engine="streaming")

@@ -7,7 +7,7 @@ checks what one section says about another, and reads and writes the YAML.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -16,17 +16,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from feature_store.config import Config
 from feature_store.entities import EntitySide, fields_of
-from feature_store.features import (
-    Bag,
-    Categorical,
-    DatePart,
-    Feature,
-    FeatureSet,
-    Numeric,
-    nearest,
-    source_of,
-)
-from feature_store.features import Sequence as SequenceFeature
+from feature_store.features import Categorical, FeatureSet, IdField, nearest, source_of
+from feature_store.kinds import declared_fields, kind_of
 from pipelines.sources import DataConfig
 from recsys import yaml_source
 from recsys.embeddings.config import EmbeddingsConfig
@@ -135,11 +126,9 @@ def _missing_columns(data: DataConfig, features: FeatureSet) -> Iterator[Complai
     read: list[tuple[KeyPath, str, str | None]] = []
     for index, feature in enumerate(features.inputs):
         path: KeyPath = ("features", "inputs", index)
-        if isinstance(feature, SequenceFeature) and feature.history is not None:
-            read.append(((*path, "history", "by"), feature.history.by, feature.name))
-        else:
-            key = "name" if feature.source is None else "source"
-            read.append(((*path, key), source_of(feature), feature.name))
+        settings = feature.model_dump(exclude={"kind", "side"})
+        for column in kind_of(feature).logged(feature, features):
+            read.append(((*path, *_key_of(column, settings)), column, feature.name))
     for index, label in enumerate(features.labels):
         key = "name" if label.source is None else "source"
         read.append((("features", "labels", index, key), source_of(label), label.name))
@@ -150,6 +139,16 @@ def _missing_columns(data: DataConfig, features: FeatureSet) -> Iterator[Complai
         if column not in known:
             whose = f", which {owner!r} reads" if owner not in (None, column) else ""
             yield path, f"the data have no column {column!r}{whose}; {nearest(column, known)}"
+
+
+def _key_of(column: str, settings: Mapping[str, object]) -> KeyPath:
+    """The key of a feature's settings that names a raw column."""
+    for key, value in settings.items():
+        if value == column:
+            return (key,)
+        if isinstance(value, dict) and (inner := _key_of(column, value)):
+            return (key, *inner)
+    return ()
 
 
 def _split_without_its_column(data: DataConfig, features: FeatureSet) -> Iterator[Complaint]:
@@ -174,18 +173,22 @@ def _negatives_of_no_label(data: DataConfig, features: FeatureSet) -> Iterator[C
             yield ("data", "negative_downsampling"), str(error)
 
 
-def _has_table(feature: Feature) -> bool:
-    if isinstance(feature, Numeric):
-        return feature.num_buckets is not None
-    return isinstance(feature, Categorical | Bag | DatePart)
+def _fields(features: FeatureSet) -> list[IdField]:
+    """The id columns that the features will have."""
+    return [field for feature in features.inputs for field in declared_fields(feature, features)]
+
+
+def _single(features: FeatureSet) -> list[str]:
+    """Names of the features with exactly one id a row."""
+    return [field.name for field in _fields(features) if field.shape == "single"]
 
 
 def _tables_that_do_not_fit(
     embeddings: EmbeddingsConfig, features: FeatureSet
 ) -> Iterator[Complaint]:
     """Settings for features without a table, and hashed features whose table has no size."""
-    tables = [feature.name for feature in features.inputs if _has_table(feature)]
-    shared = {f.name: f.of for f in features.inputs if isinstance(f, SequenceFeature)}
+    tables = list(dict.fromkeys(field.space for field in _fields(features)))
+    shared = {f.name: f.space for f in _fields(features) if f.space != f.name}
     for name in embeddings.features:
         path: KeyPath = ("embeddings", "features", name)
         if name in shared:
@@ -193,7 +196,7 @@ def _tables_that_do_not_fit(
         elif name not in tables:
             yield path, f"no feature of that name has a table; {nearest(name, tables)}"
     for index, feature in enumerate(features.inputs):
-        hashed = isinstance(feature, Categorical | Bag) and feature.encoding == "hash"
+        hashed = kind_of(feature).hashed(feature)
         settings = embeddings.of(feature.name)
         if hashed and settings.num_embeddings is None and not settings.scheme.unbounded:
             yield (
@@ -205,7 +208,7 @@ def _tables_that_do_not_fit(
 
 def _model_without_its_features(model: ModelConfig, features: FeatureSet) -> Iterator[Complaint]:
     """Histories to attend to, tasks to share experts among, features of both towers."""
-    has_sequence = any(isinstance(feature, SequenceFeature) for feature in features.inputs)
+    has_sequence = any(field.shape == "sequence" for field in _fields(features))
     if isinstance(model, HistoryModelConfig) and not has_sequence:
         yield ("model", "kind"), needs_history(model.kind)
     only = features.labels[0].name
@@ -249,13 +252,14 @@ def _objective_that_does_not_fit(
         )
     if objective.kind == "in_batch_softmax":
         try:
-            chosen_item(objective.item, [f.name for f in features.inputs if _is_item_id(f)])
+            chosen_item(objective.item, _item_ids(features))
         except ValueError as error:
             yield ("objective", "item"), str(error)
 
 
-def _is_item_id(feature: Feature) -> bool:
-    return feature.side == "item" and _has_table(feature) and not isinstance(feature, Bag)
+def _item_ids(features: FeatureSet) -> list[str]:
+    fields = _fields(features)
+    return [field.name for field in fields if field.side == "item" and field.shape == "single"]
 
 
 def _entity(side: EntitySide, ssl: SSLConfig, evaluation: EvaluationConfig) -> str | None:
@@ -293,7 +297,8 @@ def _self_supervision_without_its_features(experiment: Experiment) -> Iterator[C
                 f"masking needs two features or more of side {side}; found"
                 f" {', '.join(of_side) or 'none'}. Set side: {side} on others (features.inputs)",
             )
-        if ssl.masking == "none" and not any(_has_values(features.feature(n)) for n in of_side):
+        lists = [f.name for f in _fields(features) if f.shape != "single" and f.side == side]
+        if ssl.masking == "none" and not lists:
             yield (
                 ("objective", "ssl", "masking"),
                 f"without masking only dropout tells views apart, and side {side} has no bag or"
@@ -301,15 +306,11 @@ def _self_supervision_without_its_features(experiment: Experiment) -> Iterator[C
             )
 
 
-def _has_values(feature: Feature) -> bool:
-    return isinstance(feature, Bag | SequenceFeature)
-
-
 def _unknown_evaluation_names(
     evaluation: EvaluationConfig, features: FeatureSet
 ) -> Iterator[Complaint]:
     """Baselines and slices read features that have exactly one id a row."""
-    known = [f.name for f in features.inputs if _has_table(f) and not isinstance(f, Bag)]
+    known = _single(features)
     named: list[tuple[KeyPath, str | None]] = [
         (("evaluation", "user"), evaluation.user),
         (("evaluation", "item"), evaluation.item),

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from feature_store.expressions import indicator_name
-from feature_store.features import WEIGHT_COLUMN, FeatureSet, Numeric
+from feature_store.features import WEIGHT_COLUMN, FeatureSet
+from feature_store.kinds import columns_of
 from recsys.evaluation.metrics import Array, MetricState, plain_metrics, undefined
 from recsys.models.ranker import FieldWeights
 
@@ -129,12 +129,7 @@ def columns_of_features(feature_set: FeatureSet) -> dict[str, tuple[str, ...]]:
 
     A history is a feature of its own, though it shares its vectors with another.
     """
-    return {
-        feature.name: (feature.name, indicator_name(feature))
-        if isinstance(feature, Numeric) and feature.indicator
-        else (feature.name,)
-        for feature in feature_set.inputs
-    }
+    return {feature.name: columns_of(feature, feature_set) for feature in feature_set.inputs}
 
 
 def importance(

@@ -18,7 +18,8 @@ from feature_store.columns import (
 )
 from feature_store.config import Config
 from feature_store.encoding import FittedFeatures
-from feature_store.features import Bag, FeatureSet, Sequence, source_of
+from feature_store.features import FeatureSet
+from feature_store.kinds import kind_of
 from recsys.export.tensors import input_names
 
 
@@ -133,8 +134,8 @@ def _separators(feature_set: FeatureSet) -> dict[str, str]:
     """Separators by raw column; none for a column that two features split differently."""
     found: dict[str, set[str]] = {}
     for feature in feature_set.inputs:
-        if isinstance(feature, Bag | Sequence):
-            found.setdefault(source_of(feature), set()).add(feature.separator)
+        for column, separator in kind_of(feature).separators(feature).items():
+            found.setdefault(column, set()).add(separator)
     return {name: ones.copy().pop() for name, ones in found.items() if len(ones) == 1}
 
 

@@ -265,9 +265,9 @@ def _other_format(path: Path) -> None:
     [
         ("features.json", Path.unlink, "features.json is missing"),
         ("features.json", _truncate, "is damaged"),
-        ("features.json", _other_format, "is of format 0, this program reads format 1"),
+        ("features.json", _other_format, "is of format 0, this program reads format 2"),
         ("features.json", _other_moments, "expected the fingerprint"),
-        ("vocabularies/item.arrow", Path.unlink, "'item.arrow' is missing"),
+        ("vocabularies/item.arrow", Path.unlink, "vocabularies/item.arrow is missing"),
         ("vocabularies/item.arrow", _truncate, "damaged|expected the fingerprint"),
         ("vocabularies/item.arrow", _other_values, "expected the fingerprint"),
     ],

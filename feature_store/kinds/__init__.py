@@ -1,0 +1,60 @@
+"""The kinds of features, each in one place: raw columns, what is learnt, how it is encoded.
+
+A new kind is a class in `feature_store.inputs`, which says what a user may set, a `Kind` in a file
+here, and a line in `KINDS`.
+"""
+
+from typing import Any
+
+from feature_store.features import Feature, FeatureSet, IdField
+from feature_store.kinds.categorical import CategoricalKind, DatePartKind
+from feature_store.kinds.kind import Counts, Kind, Learned, Quantiles, Schema
+from feature_store.kinds.lists import BagKind, SequenceKind
+from feature_store.kinds.numeric import NumericKind
+
+__all__ = [
+    "KINDS",
+    "Counts",
+    "Kind",
+    "Learned",
+    "Quantiles",
+    "Schema",
+    "columns_of",
+    "declared_fields",
+    "kind_of",
+    "sources_of",
+]
+
+KINDS: dict[str, Kind[Any]] = {
+    "numeric": NumericKind(),
+    "categorical": CategoricalKind(),
+    "bag": BagKind(),
+    "sequence": SequenceKind(),
+    "date_part": DatePartKind(),
+}
+"""By `kind` of the declared feature."""
+
+
+def kind_of(feature: Feature) -> Kind[Any]:
+    """What the project knows of a feature's kind."""
+    return KINDS[feature.kind]
+
+
+def sources_of(features: FeatureSet) -> dict[str, str]:
+    """The raw columns that encoding reads, in the order the features name them, and for what."""
+    needed: dict[str, str] = {}
+    for feature in features.inputs:
+        for column in kind_of(feature).sources(feature, features):
+            needed.setdefault(column, f"feature {feature.name!r}")
+    return needed
+
+
+def declared_fields(feature: Feature, features: FeatureSet) -> tuple[IdField, ...]:
+    """The id columns a feature will have; without cardinality, as nothing is fitted yet."""
+    return kind_of(feature).id_fields(feature, features, Learned())
+
+
+def columns_of(feature: Feature, features: FeatureSet) -> tuple[str, ...]:
+    """The encoded columns of a feature, in their order."""
+    ids = declared_fields(feature, features)
+    return (*(field.name for field in ids), *kind_of(feature).dense(feature))
