@@ -74,6 +74,57 @@ def table(
     raise InvalidRows([p._replace(row=(p.row or 0) + first_row) for p in numbered])
 
 
+def given(
+    rows: Sequence[object], columns: Sequence[Column]
+) -> tuple[pl.DataFrame, dict[str, pl.Series]]:
+    """A raw table of what JSON rows bring, where not every row must bring every column.
+
+    Args:
+        rows: JSON objects.
+        columns: The columns that rows may bring, and their types.
+
+    Returns:
+        The columns that any row brings, null where a row does not; and for those that some rows do
+        not bring, which do.
+
+    Raises:
+        InvalidRows: Names row, field, what was expected and what was found.
+    """
+    names = [column.name for column in columns]
+    problems = []
+    for place, row in enumerate(rows):
+        if not isinstance(row, dict):
+            problems.append(Problem(place, None, "an object of fields", described(row)))
+        elif row.keys() - names:
+            problems += [
+                Problem(place, name, "no such field", f"{described(row[name])}; {hint}")
+                for name in row
+                if name not in names
+                for hint in [nearest(name, names)]
+            ]
+    if problems:
+        raise InvalidRows(problems)
+    found, brought = [], {}
+    for column in columns:
+        places = [p for p, row in enumerate(rows) if column.name in row]  # type: ignore[operator]
+        if not places:
+            continue
+        values = [rows[place][column.name] for place in places]  # type: ignore[index]
+        wrong = _value_problems(values, column, strict=True)
+        problems += [problem._replace(row=places[problem.row or 0]) for problem in wrong]
+        if wrong:
+            continue
+        series = _series(values, column)
+        if len(places) < len(rows):
+            index = pl.Series([None] * len(rows), dtype=pl.UInt32)
+            index = index.scatter(places, range(len(places)))
+            series, brought[column.name] = series.gather(index), index.is_not_null()
+        found.append(series)
+    if problems:
+        raise InvalidRows(sorted(problems, key=lambda problem: problem.row or 0))
+    return pl.DataFrame(found, height=len(rows)), brought
+
+
 def _shape_problems(rows: Sequence[object], signature: Signature, strict: bool) -> list[Problem]:
     """Rows that are no objects, and missing or further fields."""
     names = signature.names
