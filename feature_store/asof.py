@@ -131,16 +131,31 @@ def _log(raw: pl.LazyFrame, feature_set: FeatureSet, sequences: Items[Sequence])
     time, _ = time_number(feature_set.timestamp, schema[feature_set.timestamp])
     chosen = {ROW_COLUMN: pl.col(ROW_COLUMN), "time": time}
     for sequence in sequences:
-        by, item = _history(sequence).by, source_of(feature_set.feature(sequence.of))
-        value, present = _value(item, schema[item])
-        label = _label(feature_set, sequence)
-        if label is not None:
-            present &= (label_value(label, schema[source_of(label)]) == 1.0).fill_null(False)
+        by = _history(sequence).by
+        value, enters = entering(sequence, feature_set, schema)
         chosen[f"by {by}"] = row_key(by, schema[by])
         chosen[f"value {sequence.name}"] = value
-        chosen[f"enters {sequence.name}"] = present
+        chosen[f"enters {sequence.name}"] = enters
     expressions = [expression.alias(name) for name, expression in chosen.items()]
     return raw.select(expressions).collect(engine="streaming")
+
+
+def entering(
+    sequence: Sequence, feature_set: FeatureSet, schema: Mapping[str, pl.DataType]
+) -> tuple[pl.Expr, pl.Expr]:
+    """What a row would add to a history, and whether it does if it has a `by` and a time.
+
+    Args:
+        sequence: One with a history.
+        feature_set: The declared features.
+        schema: Names and types of the raw rows.
+    """
+    item = source_of(feature_set.feature(sequence.of))
+    value, present = _value(item, schema[item])
+    label = _label(feature_set, sequence)
+    if label is not None:
+        present &= (label_value(label, schema[source_of(label)]) == 1.0).fill_null(False)
+    return value, present
 
 
 def _value(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
