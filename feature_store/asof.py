@@ -25,6 +25,7 @@ from feature_store.features import (
     Sequence,
     source_of,
 )
+from feature_store.windows import Past
 
 Frame = TypeVar("Frame", pl.LazyFrame, pl.DataFrame)
 
@@ -46,25 +47,58 @@ def histories(raw: Frame, feature_set: FeatureSet) -> Frame:
         SchemaMismatch: A column is missing or of a wrong type, or a history's column is already
             there.
     """
-    sequences = [f for f in feature_set.inputs if isinstance(f, Sequence) and f.history]
+    sequences = [f for f in feature_set.inputs if isinstance(f, Sequence) and _is_of_log(f)]
     if not sequences:
         return raw
     log = _log(raw.lazy(), feature_set, sequences)
     orders = {by: _Order(log, by) for by in dict.fromkeys(_history(s).by for s in sequences)}
-    slices: dict[str, np.ndarray] = {}
-    lists: list[pl.Expr] = []
+    pasts = {s.name: _past(log, orders[_history(s).by], s) for s in sequences}
+    result = _with_lists(raw.lazy(), {source_of(s): pasts[s.name] for s in sequences})
+    return result.collect() if isinstance(raw, pl.DataFrame) else result
+
+
+def event_histories(
+    raw: pl.LazyFrame, queries: pl.DataFrame, events: pl.DataFrame, sequences: Items[Sequence]
+) -> pl.LazyFrame:
+    """The raw rows with one list column more per sequence, gathered from a table of events.
+
+    Otherwise as `histories`, of which this is the part where the past lies in another table.
+
+    Args:
+        raw: The rows.
+        queries: `KEY` and `TIME` of each of them (see `feature_store.windows`).
+        events: `KEY` and `TIME`, and per sequence `value <name>`, null where nothing enters.
+        sequences: Those whose history is of these events.
+    """
+    past = Past(queries, events)
+    found: dict[str, _Slices] = {}
     for sequence in sequences:
-        values, begin, length = _past(log, orders[_history(sequence).by], sequence)
-        names = [f"__begin {sequence.name}", f"__length {sequence.name}"]
-        slices |= dict(zip(names, (begin, length), strict=True))
+        values = events.get_column(f"value {sequence.name}").gather(past.order)
+        before = np.concatenate([[0], np.cumsum(values.is_not_null().to_numpy())])
+        end = before[past.end]
+        begin = np.maximum(before[past.begin], end - sequence.max_length)
+        found[source_of(sequence)] = (values.drop_nulls(), begin, end - begin)
+    return _with_lists(raw, found)
+
+
+_Slices = tuple[pl.Series, np.ndarray, np.ndarray]
+"""Values that enter, sorted; and per raw row the begin and the length of its slice of them."""
+
+
+def _with_lists(raw: pl.LazyFrame, slices: Mapping[str, _Slices]) -> pl.LazyFrame:
+    """The rows with the lists that slices cut out, by column."""
+    bounds: dict[str, np.ndarray] = {}
+    lists: list[pl.Expr] = []
+    for name, (values, begin, length) in slices.items():
+        names = [f"__begin {name}", f"__length {name}"]
+        bounds |= dict(zip(names, (begin, length), strict=True))
         # The one Python function on the way: numpy and Arrow on whole batches, never on rows.
         gathered = pl.map_batches(
             names, _gather(values), return_dtype=pl.List(values.dtype), is_elementwise=True
         )
-        lists.append(gathered.alias(source_of(sequence)))
-    wide = pl.concat([raw.lazy(), pl.DataFrame(slices).lazy()], how="horizontal")
-    result = wide.with_columns(lists).drop(list(slices))
-    return result.collect() if isinstance(raw, pl.DataFrame) else result
+        lists.append(gathered.alias(name))
+    wide = pl.concat([raw, pl.DataFrame(bounds).lazy()], how="horizontal")
+    return wide.with_columns(lists).drop(list(bounds))
 
 
 class _Order:
@@ -82,10 +116,7 @@ class _Order:
         self.usable = (timed & (users != MISSING_ID))[self.rows]
 
 
-def _past(
-    log: pl.DataFrame, order: _Order, sequence: Sequence
-) -> tuple[pl.Series, np.ndarray, np.ndarray]:
-    """The values that enter, sorted; and per raw row the begin and the length of its slice."""
+def _past(log: pl.DataFrame, order: _Order, sequence: Sequence) -> _Slices:
     values = log.get_column(f"value {sequence.name}").gather(order.rows)
     enters = log.get_column(f"enters {sequence.name}").gather(order.rows).to_numpy() & order.usable
     before = np.cumsum(enters) - enters
@@ -151,14 +182,14 @@ def entering(
         schema: Names and types of the raw rows.
     """
     item = source_of(feature_set.feature(sequence.of))
-    value, present = _value(item, schema[item])
+    value, present = categorical_value(item, schema[item])
     label = _label(feature_set, sequence)
     if label is not None:
         present &= (label_value(label, schema[source_of(label)]) == 1.0).fill_null(False)
     return value, present
 
 
-def _value(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
+def categorical_value(name: str, dtype: pl.DataType) -> tuple[pl.Expr, pl.Expr]:
     """A categorical raw value, and whether there is one: not null, NaN or the empty text."""
     value = pl.col(name)
     if isinstance(dtype, pl.Categorical | pl.Enum):
@@ -191,6 +222,10 @@ def _check(
                 " that column"
             )
         written.add(name)
+
+
+def _is_of_log(sequence: Sequence) -> bool:
+    return sequence.history is not None and sequence.history.events is None
 
 
 def _history(sequence: Sequence) -> History:

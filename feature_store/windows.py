@@ -206,14 +206,14 @@ def normalized(events: Data, windows: Windows, time: pl.Expr, labels: Sequence[L
     columns = {KEY: row_key(windows.by, schema[windows.by]), TIME: time}
     for aggregate in windows.aggregates:
         for name in _flags(aggregate):
-            columns[f"is {name}"] = _flag(name, schema, sources)
+            columns[f"is {name}"] = flag(name, schema, sources)
         if isinstance(aggregate, Sum):
             columns[f"number {aggregate.of}"] = _number(aggregate, schema[aggregate.of])
         if isinstance(aggregate, Last):
             columns[f"value {aggregate.of}"] = _value(aggregate.of, schema[aggregate.of])
     counted = [columns[KEY] != MISSING_ID, time.is_not_null()]
     if windows.where is not None:
-        counted.append(_flag(windows.where, schema, sources).fill_null(False))
+        counted.append(flag(windows.where, schema, sources).fill_null(False))
     return events.filter(*counted).select(value.alias(name) for name, value in columns.items())
 
 
@@ -410,7 +410,12 @@ def _flags(aggregate: _Aggregate) -> Iterator[str]:
         yield aggregate.where
 
 
-def _flag(name: str, schema: Mapping[str, pl.DataType], labels: Mapping[str, Label]) -> pl.Expr:
+def flag(name: str, schema: Mapping[str, pl.DataType], labels: Mapping[str, Label]) -> pl.Expr:
+    """Whether a label or a column is 1 (or true); null where it is missing.
+
+    Raises:
+        SchemaMismatch: It is of a type that cannot tell.
+    """
     if name in labels:
         label = labels[name]
         return label_value(label, schema[label.source or label.name]) == 1.0
@@ -440,3 +445,15 @@ def _value(name: str, dtype: pl.DataType) -> pl.Expr:
     if isinstance(dtype, pl.String):
         return pl.when(value != "").then(value)
     return pl.when(value.is_not_nan()).then(value) if dtype.is_float() else value
+
+
+def valid_at(queries: pl.DataFrame, rows: pl.DataFrame) -> pl.Series:
+    """Per query, the place of the latest row of its key at or before its time; null without one.
+
+    Args:
+        queries: `KEY` and `TIME`.
+        rows: `KEY` and `TIME` from which each is valid, none of them missing.
+    """
+    past = Past(queries, rows, inclusive=True)
+    found = past.latest(np.ones(len(rows), bool), None)
+    return pl.Series(past.order).gather(found)

@@ -55,22 +55,27 @@ def write(rejections: list[Rejection], path: Path) -> None:
 
 
 def require_few(
-    rejections: list[Rejection], num_rows: int, max_share: float, kept: Path | None
+    rejections: list[Rejection],
+    num_rows: int,
+    max_share: float,
+    kept: Path | None,
+    num_rejected: int | None = None,
 ) -> None:
-    """Check the share of rejected rows.
+    """Check the share of rejected rows; `num_rejected` is for lists that do not hold all of them.
 
     Raises:
         TooManyRejected: Names the first rows and the file that keeps all of them.
     """
-    share = len(rejections) / num_rows if num_rows else 0.0
+    num_rejected = len(rejections) if num_rejected is None else num_rejected
+    share = num_rejected / num_rows if num_rows else 0.0
     if share <= max_share:
         return
     shown = [f"  {r.file}:{r.line}: {r.reason}" for r in rejections[:_SHOWN]]
-    more = len(rejections) - len(shown)
+    more = num_rejected - len(shown)
     if more:
         shown.append(f"  and {more:,} more")
     where = f"; all of them, with their reasons, are in {kept}" if kept is not None else ""
     raise TooManyRejected(
-        f"{len(rejections):,} of {num_rows:,} rows ({share:.2%}) cannot be used, more than"
+        f"{num_rejected:,} of {num_rows:,} rows ({share:.2%}) cannot be used, more than"
         f" data.max_rejected = {max_share:.2%} allows{where}\n" + "\n".join(shown)
     )

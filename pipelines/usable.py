@@ -34,7 +34,7 @@ def unusable(frame: pl.LazyFrame, feature_set: FeatureSet, place: Place) -> dict
         rejections[row[ROW_COLUMN]] = Rejection(
             *place(row[ROW_COLUMN]),
             kind=f"{what}: not {expected}",
-            reason=f"{what}: expected {expected}, found {_found(row[column])} in {column!r}",
+            reason=f"{what}: expected {expected}, found {shown(row[column])} in {column!r}",
             content=content_of(row),
         )
     return rejections
@@ -83,5 +83,6 @@ def _is_number(name: str, dtype: pl.DataType) -> pl.Expr:
     return value.is_finite().fill_null(False) if dtype.is_float() else value.is_not_null()
 
 
-def _found(value: object) -> str:
+def shown(value: object) -> str:
+    """A raw value in an error."""
     return "nothing" if value is None else str(value)
