@@ -50,7 +50,7 @@ lock:  ## renew requirements/*.txt from what pyproject.toml asks for and pip res
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install $(TORCH)
-	build/lock/bin/python -m pip install '.[cuda,serve]' --group dev
+	build/lock/bin/python -m pip install '.[cuda,serve,redis]' --group dev
 	build/lock/bin/python requirements/lock.py
 
 clean:  ## remove the environment and caches; data, store and runs stay

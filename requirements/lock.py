@@ -67,10 +67,11 @@ def main() -> None:
     project = declared["project"]
     # torch's own closure is pip's business; fbgemm differs by lock and declares no dependencies.
     torch = set(closure(["torch"], stop=set()))
-    roots = [*project["dependencies"], *project["optional-dependencies"]["serve"]]
+    extras = project["optional-dependencies"]
+    roots = [*project["dependencies"], *extras["serve"], *extras["redis"]]
     runtime = closure(roots, stop=torch | set(FBGEMM.values()))
     for name, package in FBGEMM.items():
-        pin = Requirement(project["optional-dependencies"][name][0])
+        pin = Requirement(extras[name][0])
         write(name, {**runtime, package: str(pin.specifier).removeprefix("==")})
     dev = declared["dependency-groups"]["dev"]
     write("dev", closure(dev, stop=torch | set(runtime)))
