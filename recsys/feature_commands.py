@@ -19,6 +19,42 @@ AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, for 
 STORE = Path("store")
 
 
+@features_app.command("publish")
+def publish_version(
+    version: Annotated[
+        str, typer.Argument(metavar="NAME[@VERSION]", help="The latest version without a number.")
+    ],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="PATH|URL",
+            help="A folder, or redis://host:port/database; online/NAME if absent.",
+        ),
+    ] = None,
+    grace: Annotated[
+        float,
+        typer.Option(min=0.0, help="Seconds that the version before is kept after the switch."),
+    ] = 10.0,
+    store: StoreFolder = STORE,
+) -> None:
+    """Write the latest values by key into an online store, and switch to them in one step."""
+    from feature_store.online import open_store
+    from feature_store.publishing import publish, select
+    from recsys import console, feature_summary
+
+    opened = select(store, version)
+    place = target if target is not None else f"online/{opened.name}"
+    with console.Reporter() as report:
+        result = publish(
+            opened,
+            open_store(place),
+            grace_seconds=grace,
+            on_progress=lambda stage, done, total: report("publish", stage, done, total),
+        )
+    feature_summary.show_published(result, place)
+
+
 @features_app.command("list")
 def list_tables(store: StoreFolder = STORE, as_json: AsJson = False) -> None:
     """List the feature tables and their latest versions."""
