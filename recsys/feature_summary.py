@@ -8,12 +8,23 @@ from typing import TYPE_CHECKING, Any
 from recsys import console
 
 if TYPE_CHECKING:
+    from feature_store.publishing import PublishResult
     from feature_store.store import Version
 
 
 def show_json(value: Any) -> None:
     """Plain values to stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def show_published(result: "PublishResult", place: str) -> None:
+    """Keys by entity, the rate, and how to serve them."""
+    published = result.published
+    for key, count in result.num_keys.items():
+        console.show(f"Keys    {key}: {count:,}")
+    total = sum(result.num_keys.values())
+    console.show(f"Online  {published.label} in {place}, {total:,} keys in {result.seconds:.1f} s")
+    console.show(f"Next    recsys serve BUNDLE --features {place}")
 
 
 def show_tables(latest: "Sequence[Version]", *, as_json: bool) -> None:
