@@ -362,12 +362,19 @@ def serve(
         str, typer.Option(help="Address to listen on; 0.0.0.0: from anywhere.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STORE",
+            help="Complete rows by their keys: a folder or Redis URL of `recsys features publish`.",
+        ),
+    ] = None,
 ) -> None:
     """Answer POST /predict, GET /health and GET /signature."""
     from recsys.export import server
 
     console.show(f"Serving {bundle} at http://{host}:{port} (Ctrl-C stops)")
-    server.serve(bundle, host=host, port=port)
+    server.serve(bundle, host=host, port=port, features=features)
 
 
 @app.command()
