@@ -13,7 +13,7 @@ whole or not at all: whatever happens to a build, the last version opens, and no
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -220,6 +220,31 @@ class Store:
         """
         ordered = table.in_order(rows, fitted.layout)
         files = table.sink(ordered, workspace.path / "rows", workspace.build)
+        return self.write_files(name, files, fitted, metadata, workspace, raw_sample)
+
+    def write_files(
+        self,
+        name: str,
+        files: Sequence[tuple[str, Path]],
+        fitted: FittedFeatures,
+        metadata: Metadata,
+        workspace: Workspace,
+        raw_sample: pl.DataFrame,
+    ) -> Version:
+        """`write`, of rows that are in files already.
+
+        Args:
+            name: The feature table.
+            files: Split and Parquet file, as `table.sink` gives them; they are moved.
+            fitted: What encoded them.
+            metadata: Where they come from.
+            workspace: Of this build, from `workspace`; the files are in it.
+            raw_sample: A few raw rows, kept for checks of what serves them.
+
+        Raises:
+            CommitFailedError: Others kept committing to the same table.
+            LogDamaged: An entry of the table's log is missing or cannot be read.
+        """
         kept = workspace.path / "build"
         fitted.save(kept / table.FEATURES_FOLDER)
         raw_sample.write_parquet(kept / "raw.parquet")

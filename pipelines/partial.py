@@ -145,7 +145,7 @@ class MergeTexts:
 
     def __call__(self, job: Chosen) -> Path:
         """Put the partials together; gives an Arrow file."""
-        every = pl.concat([pl.read_ipc(path, memory_map=True) for path in job.partials])
+        every = pl.concat([pl.read_ipc(path) for path in job.partials])
         counts = _added_up(every) if len(job.partials) > 1 else every
         kept = counts.filter(pl.col(_ROWS) >= job.min_count)
         kept = kept.sort(_ROWS, _TEXT, descending=[True, False])
