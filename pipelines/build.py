@@ -14,12 +14,14 @@ import polars as pl
 from feature_store.asof import histories
 from feature_store.encoding import FittedFeatures, label_value
 from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet, source_of
+from feature_store.publishing import SNAPSHOT_FOLDER
 from feature_store.selection import Selection, read_selection
 from feature_store.store import Metadata, Store, Version
 from feature_store.workspace import Workspace
 from pipelines import identity, rejection
 from pipelines.downsampling import downsampled
 from pipelines.fit import fit
+from pipelines.snapshot import write_snapshot
 from pipelines.sources import DataConfig, OnProgress, Source, read
 from pipelines.split import SplitFiles, split
 
@@ -100,6 +102,17 @@ def build(
             libraries={library: release(library) for library in _LIBRARIES},
         )
         encoded = _encode(source, data, feature_set, selection, on_progress)
+        if data.entities:
+            write_snapshot(
+                workspace.path / "build" / SNAPSHOT_FOLDER,
+                source.frame,
+                source.rows_in,
+                keys=data.entities,
+                sides=source.sides,
+                feature_set=feature_set,
+                columns=encoded.fitted.columns,
+                on_progress=on_progress,
+            )
         if encoded.negatives_dropped is not None:
             metadata["negatives_dropped"] = encoded.negatives_dropped
         identity.require_unchanged(sources)
