@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 from feature_store.casting import from_text
 from feature_store.columns import SchemaMismatch, polars_type
 from feature_store.features import ROW_COLUMN, nearest
+from pipelines.files import AnyFile, open_stream
 from pipelines.rejection import Rejection
-from pipelines.tables import Format, TableConfig
+from pipelines.tables import SourceFile, TableConfig
 
 _BLOCK_BYTES = 1 << 23
 _HEADER_BYTES = 1 << 20
@@ -46,50 +47,57 @@ class Staged:
     num_lines: int = 0
     """Lines of data, with those that are rejected."""
     rejected: list[Rejection] = field(default_factory=list)
+    present: set[str] = field(default_factory=set)
+    """Of JSON lines: columns whose field was seen."""
+    fields: set[str] = field(default_factory=set)
+    """Of JSON lines: some of the fields that there are."""
+
+
+def staged_writer(target: Path, table: TableConfig, names: Sequence[str]) -> pq.ParquetWriter:
+    """A Parquet file for the rows of one text file: `__row` and the columns as declared."""
+    types = {name: polars_type(table.columns[name].type) for name in names}
+    empty = pl.DataFrame(schema={ROW_COLUMN: pl.Int64(), **types})
+    schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    return pq.ParquetWriter(target, schema, compression="lz4")
 
 
 class Delimited:
     """One text file, its first line read.
 
     Args:
-        file: The file; it may be compressed.
+        source: The file; it may be compressed.
         table: What the user says of it.
-        format: csv or tsv.
 
     Raises:
         SchemaMismatch: Columns are missing, named twice, or the separator is wrong.
         UnreadableFile: It is damaged, or no text in UTF-8.
     """
 
-    def __init__(self, file: Path, table: TableConfig, format: Format) -> None:
-        self.file = file
+    def __init__(self, source: SourceFile, table: TableConfig) -> None:
+        self.file: AnyFile = source.file
+        self.source = source
         self.table = table
-        self.separator = table.separator or _SEPARATORS[format]
-        self.quoting = format == "csv" if table.quoting is None else table.quoting
+        self.separator = table.separator or _SEPARATORS[source.format]
+        self.quoting = source.format == "csv" if table.quoting is None else table.quoting
         self.first_line = 2 if table.header else 1
         self.num_physical_lines = 0
         fields = self._first_fields()
         self.num_fields = len(fields)
         self.places = self._named(fields) if table.header else self._placed(fields)
+        self.fixed = [name for name in table.columns if name not in self.places]
 
-    def stage(
-        self, names: Sequence[str], target: Path, first_row: int = 0, limit: int | None = None
-    ) -> Staged:
+    def stage(self, names: Sequence[str], target: Path, limit: int | None = None) -> Staged:
         """Write the rows that can be read as Parquet, with their `__row`.
 
         Args:
             names: Columns to read.
             target: The Parquet file.
-            first_row: `__row` of the first line of data.
             limit: Stop after about so many lines.
         """
-        types = {name: polars_type(self.table.columns[name].type) for name in names}
-        empty = pl.DataFrame(schema={ROW_COLUMN: pl.Int64(), **types})
-        schema = empty.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
         staged = Staged()
-        with pq.ParquetWriter(target, schema, compression="lz4") as writer:
+        with staged_writer(target, self.table, names) as writer:
             for texts in self._texts(names, staged):
-                row = (pl.col(_LINE) - self.first_line + first_row).alias(ROW_COLUMN)
+                row = (pl.col(_LINE) - self.first_line).alias(ROW_COLUMN)
                 good = self._typed(texts, staged).select(row, *names)
                 writer.write_table(good.to_arrow(compat_level=pl.CompatLevel.oldest()))
                 if limit is not None and staged.num_lines >= limit:
@@ -231,7 +239,7 @@ class Delimited:
         )
 
     def _open(self) -> "_Lines":
-        return _Lines(pa.input_stream(str(self.file), compression="detect"))
+        return _Lines(open_stream(self.file))
 
     def _forget_empty_end(self, staged: Staged) -> None:
         """Lines without values at the end of a file are no rows, so not rejected ones either."""
@@ -288,6 +296,8 @@ class Delimited:
         places_by_name = {}
         for name, column in self.table.columns.items():
             wanted = name if column.column is None else str(column.column)
+            if wanted not in header and wanted in self.source.partition:
+                continue
             if wanted not in header:
                 raise SchemaMismatch(
                     f"{self.file} has no column {wanted!r}; {nearest(wanted, header)}"

@@ -13,9 +13,10 @@ from pydantic.fields import FieldInfo
 from feature_store import encoding, vocabulary
 from feature_store.features import FeatureSet
 from feature_store.store import SourceFile
+from pipelines.files import AnyFile, RemoteFile, current
 from pipelines.sources import DataConfig
 from pipelines.split import splits_of
-from pipelines.tables import source_files
+from pipelines.tables import TableConfig, source_files, table_files
 
 FORMAT = 2
 """Raised with every change of which rows a build takes, of their split or of how they are kept.
@@ -28,16 +29,22 @@ KnownHashes = Mapping[tuple[str, int, int], str]
 
 
 class SourceChanged(ValueError):
-    """A file was changed while it was read."""
+    """A file was changed, or vanished, while it was read."""
 
 
-def configured_files(data: DataConfig) -> list[Path]:
-    """All files that a build reads: those of the rows, then those of the side tables."""
-    return [file for table in (data, *data.joins) for file in source_files(table.path)]
+def configured_files(data: DataConfig) -> list[AnyFile]:
+    """All files that a build reads: those of the rows, of the side tables and of the events."""
+    return [file for table in data.tables for file in source_files(table)]
 
 
-def identify(file: Path, known: KnownHashes) -> SourceFile:
-    """A file with its content's hash, which is not computed again where it is known."""
+def identify(file: AnyFile, known: KnownHashes) -> SourceFile:
+    """A file with its content's hash, which is not computed again where it is known.
+
+    A file in an object store is not fetched for that: its ETag or version stands for its content,
+    or else its URL, size and time; `identified_by` says which.
+    """
+    if isinstance(file, RemoteFile):
+        return _identify_remote(file)
     status = file.stat()
     key = (str(file.absolute()), status.st_size, status.st_mtime_ns)
     return SourceFile(
@@ -49,19 +56,45 @@ def identify(file: Path, known: KnownHashes) -> SourceFile:
     )
 
 
+def _identify_remote(file: RemoteFile) -> SourceFile:
+    tag = file.tag or f"{file.url} {file.modified_ns}"
+    return SourceFile(
+        path=file.url,
+        size_bytes=file.size_bytes,
+        modified_ns=file.modified_ns,
+        hashed_ns=time.time_ns(),
+        sha256=_digest([file.size_bytes, tag]),
+        identified_by=file.tag.split(" ")[0] or "size and time",
+    )
+
+
 def require_unchanged(sources: Sequence[SourceFile]) -> None:
     """Check that files are as they were identified.
 
     Raises:
-        SourceChanged: Names the file that is not.
+        SourceChanged: Names the file that is not, or is gone.
     """
     for source in sources:
-        status = Path(source["path"]).stat()
-        if (status.st_size, status.st_mtime_ns) != (source["size_bytes"], source["modified_ns"]):
+        try:
+            unchanged = _is_unchanged(source)
+        except FileNotFoundError as error:
+            raise SourceChanged(
+                f"{source['path']} vanished while it was read, so nothing was written; build again"
+                " when it is back"
+            ) from error
+        if not unchanged:
             raise SourceChanged(
                 f"{source['path']} was changed while it was read, so nothing was written; build"
                 " again when it is complete"
             )
+
+
+def _is_unchanged(source: SourceFile) -> bool:
+    if "identified_by" in source:
+        seen = RemoteFile(source["path"], source["size_bytes"], source["modified_ns"], "")
+        return identify(current(seen), {})["sha256"] == source["sha256"]
+    status = Path(source["path"]).stat()
+    return (status.st_size, status.st_mtime_ns) == (source["size_bytes"], source["modified_ns"])
 
 
 def fingerprint(data: DataConfig, feature_set: FeatureSet, sources: Sequence[SourceFile]) -> str:
@@ -70,20 +103,34 @@ def fingerprint(data: DataConfig, feature_set: FeatureSet, sources: Sequence[Sou
     Their names count only where they decide the split. A selection counts by its content, as one of
     the sources.
     """
-    described = _plain(data, {"path", "store", "joins"})
+    described = _plain(data, {"path", "store", "joins", "events"})
     described["joins"] = [_plain(join, {"path"}) for join in data.joins]
+    if data.events:
+        described["events"] = [_plain(events, {"path"}) for events in data.events]
     if data.split.files is not None:
-        described["split_of_files"] = splits_of(source_files(data.path), data.split.files)
+        described["split_of_files"] = splits_of(source_files(data), data.split.files)
+    partitions = [partition for table in data.tables for partition in _partitions(table)]
+    if any(partitions):
+        described["partitions"] = partitions
     return _digest(
         {
             "formats": [FORMAT, encoding.FORMAT],
             "hashes": vocabulary.HASH_LIBRARY,
             "data": described,
-            "files": [len(source_files(table.path)) for table in (data, *data.joins)],
+            "files": [len(source_files(table)) for table in data.tables],
             "features": _plain(feature_set, {"selection"}),
             "sources": [source["sha256"] for source in sources],
         }
     )
+
+
+def _partitions(table: TableConfig) -> list[dict[str, str | None]]:
+    """By file: what its folders say of the declared columns."""
+    names = [name if c.column is None else str(c.column) for name, c in table.columns.items()]
+    return [
+        {name: source.partition[name] for name in names if name in source.partition}
+        for source in table_files(table)
+    ]
 
 
 def config_hash(data: DataConfig, feature_set: FeatureSet) -> str:

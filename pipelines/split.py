@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ from feature_store.columns import require_columns, time_number
 from feature_store.config import Config
 from feature_store.encoding import row_key
 from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet, nearest
+from pipelines.files import AnyFile
 from pipelines.ranked import Ranked, Run
 
 
@@ -134,7 +135,7 @@ class SplitConfig(Config):
         return self
 
 
-def splits_of(files: Sequence[Path], config: SplitFiles) -> list[str]:
+def splits_of(files: Sequence[AnyFile], config: SplitFiles) -> list[str]:
     """The split of each file.
 
     Raises:
@@ -166,7 +167,7 @@ def split(
     raw: pl.LazyFrame,
     config: SplitConfig,
     feature_set: FeatureSet,
-    files: Sequence[tuple[Path, int]] = (),
+    files: Sequence[tuple[AnyFile, int]] = (),
 ) -> pl.LazyFrame:
     """The raw rows with the column `split`: "train", "valid" or "test".
 
@@ -199,7 +200,7 @@ def split_rule(
     schema: Mapping[str, pl.DataType],
     config: SplitConfig,
     feature_set: FeatureSet,
-    files: Sequence[tuple[Path, int]],
+    files: Sequence[tuple[AnyFile, int]],
     ranked: Callable[[pl.Expr], Ranked],
 ) -> pl.Expr:
     """The split's name as an expression over one row; not for `by: user`.
@@ -243,7 +244,7 @@ def _by_hash(config: SplitConfig) -> pl.Expr:
     return _named(place < config.test, place < config.test + config.valid)
 
 
-def _by_file(files: Sequence[tuple[Path, int]], config: SplitFiles) -> pl.Expr:
+def _by_file(files: Sequence[tuple[AnyFile, int]], config: SplitFiles) -> pl.Expr:
     row = pl.col(ROW_COLUMN)
     within: dict[str, list[pl.Expr]] = {name: [pl.lit(False)] for name in SPLITS}
     names = splits_of([file for file, _ in files], config)

@@ -1,20 +1,32 @@
 """A raw table as a user describes it: where its files are, in which format, with which columns."""
 
-import glob
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, model_validator
 
 from feature_store.casting import TextForm
 from feature_store.columns import ColumnType
 from feature_store.config import Config
-from feature_store.features import nearest
+from pipelines.delta_table import DeltaFiles, delta_files, is_delta
+from pipelines.files import COMPRESSIONS, AnyFile, matches, partition_of, size_of
 
-Format = Literal["csv", "tsv", "parquet"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "arrow", "delta"]
 
-_ENDINGS: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".parquet": "parquet"}
-_COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
+_ENDINGS: dict[str, Format] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+_NOT_COMPRESSED = ("parquet", "arrow")
 
 
 class ColumnConfig(TextForm):
@@ -22,7 +34,9 @@ class ColumnConfig(TextForm):
 
     column: str | int | None = None
     """Name in the file, or 0-based place where the file has no header; the name itself if absent,
-    and without a header the place in the order of declaration."""
+    and without a header the place in the order of declaration. In JSON lines `user.id` is the field
+    `id` of the object `user`, unless a field is named so. A column that the files do not have may
+    be one of their folders: `day` in `day=2026-11-01/part.parquet`."""
 
 
 def _named_type(value: Any) -> Any:
@@ -39,10 +53,14 @@ class TableConfig(Config):
     """Files of one format with the same columns."""
 
     path: str | tuple[str, ...]
-    """A file, a pattern (`clicks/*.parquet`), a folder, or several of them; read in this order,
-    the files of a pattern or folder by name."""
+    """A file, a pattern (`clicks/*.parquet`, `clicks/**/*.parquet`), a folder with all in it, or
+    several of them, on disk or in an object store (`s3://bucket/clicks/`); read in this order, the
+    files of a pattern or folder by name."""
     format: Format | None = None
-    """By the ending of the first file if absent; text may be compressed (`.csv.gz`)."""
+    """By the ending of each file if absent; text and JSON lines may be compressed (`.csv.gz`). A
+    folder with a Delta log is a Delta table."""
+    version: NonNegativeInt | None = None
+    """Of a Delta table; the latest if absent."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     """Between fields; a comma for csv and a tab for tsv if absent."""
     header: bool = True
@@ -78,53 +96,69 @@ class TableConfig(Config):
         return self
 
 
-def source_files(path: str | tuple[str, ...]) -> list[Path]:
-    """The files that a path, a pattern, a folder or several of them name.
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of a table."""
+
+    file: AnyFile
+    format: Format
+    partition: Mapping[str, str | None]
+    """What its folders, or its table's log, say of all of its rows, as text by name."""
+    optional: frozenset[str] = frozenset()
+    """Columns that a file may lack, because its table has them: they are missing there."""
+
+
+def table_files(table: TableConfig) -> list[SourceFile]:
+    """The files of a table, in the order in which they are read.
 
     Raises:
         FileNotFoundError: Nothing is there under one of the names.
-        ValueError: A file is empty.
+        ValueError: A file is empty, its ending says nothing, or `version` is given for what has no
+            versions.
     """
-    files: list[Path] = []
-    for entry in (path,) if isinstance(path, str) else path:
-        files += _matches(entry)
-    for file in files:
-        if file.stat().st_size == 0:
-            raise ValueError(f"{file} is empty; expected rows")
-    return files
+    found: list[SourceFile] = []
+    for entry in (table.path,) if isinstance(table.path, str) else table.path:
+        if table.format == "delta" or (table.format is None and is_delta(entry)):
+            found += _of_delta(delta_files(entry, table.version))
+        elif table.version is not None:
+            raise ValueError(f"version {table.version}: {entry} is no Delta table")
+        else:
+            found += [
+                SourceFile(file, format_of(table, file), partition_of(file))
+                for file in matches(entry)
+            ]
+    for source in found:
+        if size_of(source.file) == 0:
+            raise ValueError(f"{source.file} is empty; expected rows")
+    return found
 
 
-def format_of(table: TableConfig, file: Path) -> Format:
+def source_files(table: TableConfig) -> list[AnyFile]:
+    """As `table_files`: the files alone."""
+    return [source.file for source in table_files(table)]
+
+
+def format_of(table: TableConfig, file: AnyFile) -> Format:
     """The declared format, or the one the file's ending says.
 
     Raises:
-        ValueError: The ending says nothing.
+        ValueError: The ending says nothing, or says that what cannot be is compressed.
     """
-    if table.format is not None:
-        return table.format
-    name = file.with_suffix("") if file.suffix in _COMPRESSED else file
-    if name.suffix not in _ENDINGS:
+    path = PurePosixPath(file.name)
+    compressed = path.suffix in COMPRESSIONS
+    found = table.format or _ENDINGS.get((path.with_suffix("") if compressed else path).suffix)
+    if found is None:
         raise ValueError(
-            f"{file}: the ending does not tell the format; set `format` to csv, tsv or parquet"
+            f"{file}: the ending does not tell the format; set `format` to csv, tsv, jsonl, parquet"
+            " or arrow"
         )
-    return _ENDINGS[name.suffix]
+    if compressed and found in _NOT_COMPRESSED:
+        raise ValueError(f"{file}: {found} is compressed within; unpack the file")
+    return found
 
 
-def _matches(entry: str) -> list[Path]:
-    path = Path(entry)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        inside = sorted(p for p in path.iterdir() if p.is_file() and p.name[0] not in "._")
-        if not inside:
-            raise FileNotFoundError(f"the folder {entry} holds no files")
-        return inside
-    matches = [Path(match) for match in sorted(glob.glob(entry, recursive=True))]  # noqa: PTH207 - absolute patterns too
-    found = [match for match in matches if match.is_file()]
-    if found:
-        return found
-    if glob.has_magic(entry):
-        raise FileNotFoundError(f"no file matches {entry}")
-    beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = f"; {nearest(path.name, beside)}" if beside else f"; there is no folder {path.parent}"
-    raise FileNotFoundError(f"there is no file {entry}{hint}")
+def _of_delta(found: DeltaFiles) -> list[SourceFile]:
+    return [
+        SourceFile(file, "parquet", partition, found.columns)
+        for file, partition in found.files.items()
+    ]

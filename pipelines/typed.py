@@ -1,19 +1,23 @@
-"""Parquet files as one lazy table in the declared types; nothing is copied."""
+"""Parquet and Arrow files as lazy tables in the declared types; nothing is copied.
 
-from collections.abc import Sequence
+Their footers are read first, all of them, so that what does not fit is known before any work.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from feature_store.casting import from_column
-from feature_store.columns import SchemaMismatch
+from feature_store.casting import from_column, from_text
+from feature_store.columns import SchemaMismatch, polars_type
 from feature_store.features import ROW_COLUMN, nearest
 from pipelines.delimited import UnreadableFile
-from pipelines.tables import TableConfig
+from pipelines.files import AnyFile, open_bytes
+from pipelines.tables import SourceFile, TableConfig
 
 UNREADABLE = "__unreadable"
 """Holds the name of the first column of a row whose value cannot be read as declared, or null."""
@@ -21,55 +25,102 @@ UNREADABLE = "__unreadable"
 
 @dataclass(frozen=True)
 class Typed:
-    """Parquet files, not yet read."""
+    """A Parquet or Arrow file whose footer was read."""
 
-    frame: pl.LazyFrame
-    """`__row`, the columns, and `UNREADABLE` where values may fail to be read."""
-    num_rows: list[int]
-    """By file."""
+    source: SourceFile
+    schema: Mapping[str, pl.DataType]
+    """Of the columns to read, by their names in the file."""
+    num_rows: int
+    fixed: Mapping[str, pl.Series]
+    """Declared columns that are not in the file, with their one value."""
+    first_line: int = 1
+
+    @property
+    def file(self) -> AnyFile:
+        """Where it is."""
+        return self.source.file
 
 
-def scan(files: Sequence[Path], table: TableConfig, names: Sequence[str]) -> Typed:
-    """The named columns of Parquet files, rows in the order of the files.
+def typed(source: SourceFile, table: TableConfig, names: Sequence[str]) -> Typed:
+    """Read the footer of a file.
 
     Raises:
         SchemaMismatch: A column is missing, named twice, or cannot be read as its declared type.
-        UnreadableFile: A file is damaged or no Parquet.
+        UnreadableFile: The file is damaged, cut, or not of its format.
     """
-    metadata = [_metadata(file) for file in files]
-    schemas = [_checked(file, m.schema.to_arrow_schema(), table) for file, m in metadata]
-    frames = []
-    for _, group in groupby(range(len(files)), key=lambda i: str(schemas[i])):
-        same = [files[i] for i in group]
-        frames.append(
-            _cast(pl.scan_parquet(same, glob=False, hive_partitioning=False), table, names)
-        )
-    checked = any(UNREADABLE in frame.collect_schema() for frame in frames)
-    if checked:
-        frames = [_with_check(frame) for frame in frames]
-    frame = frames[0] if len(frames) == 1 else pl.concat(frames)
-    numbered = frame.with_row_index(ROW_COLUMN).with_columns(pl.col(ROW_COLUMN).cast(pl.Int64))
-    return Typed(numbered, [m.num_rows for _, m in metadata])
+    try:
+        schema, num_rows = _FOOTERS[source.format](open_bytes(source.file))
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise UnreadableFile(
+            f"{source.file} cannot be read as {_NAMES[source.format]}: {error}"
+        ) from error
+    _require_columns(source, schema.names, table)
+    there = [_name_in_file(table, name) for name in names]
+    wanted = pa.schema(
+        [schema.field(name) for name in dict.fromkeys(there) if name in schema.names]
+    )
+    dtypes = dict(pl.DataFrame(wanted.empty_table()).schema)
+    fixed = {}
+    for name, place in zip(names, there, strict=True):
+        if place not in dtypes:
+            fixed[name] = fixed_value(source, table, name)
+            continue
+        try:
+            from_column(place, dtypes[place], table.columns[name])
+        except SchemaMismatch as error:
+            raise SchemaMismatch(f"{source.file}: {error}") from error
+    return Typed(source, dtypes, num_rows, fixed)
 
 
-def _cast(frame: pl.LazyFrame, table: TableConfig, names: Sequence[str]) -> pl.LazyFrame:
-    schema = frame.collect_schema()
-    columns, failed = [], None
+def scan(file: Typed, table: TableConfig, names: Sequence[str]) -> pl.LazyFrame:
+    """The rows of a file: `__row`, the columns, and `UNREADABLE` where values may not be readable.
+
+    Args:
+        file: Its footer.
+        table: The declared columns.
+        names: Those to read.
+    """
+    options = {"glob": False, "hive_partitioning": False, "row_index_name": ROW_COLUMN}
+    read = pl.scan_ipc if file.source.format == "arrow" else pl.scan_parquet
+    frame = read(str(file.file), **options)  # type: ignore[arg-type]
+    columns, failed = [pl.col(ROW_COLUMN).cast(pl.Int64)], None
     for name in reversed(names):
+        if name in file.fixed:
+            columns.append(pl.lit(file.fixed[name].first(), file.fixed[name].dtype).alias(name))
+            continue
         source = _name_in_file(table, name)
-        value, may_fail = from_column(source, schema[source], table.columns[name])
+        value, may_fail = from_column(source, file.schema[source], table.columns[name])
         columns.append(value.alias(name))
         if may_fail:
-            lost = value.is_null() & _present(source, schema[source])
+            lost = value.is_null() & _present(source, file.schema[source])
             failed = (
                 pl.when(lost)
                 .then(pl.lit(name))
                 .otherwise(pl.lit(None, pl.String) if failed is None else failed)
             )
-    columns.reverse()
     if failed is not None:
         columns.append(failed.alias(UNREADABLE))
-    return frame.select(columns)
+    kept = [ROW_COLUMN, *names] if failed is None else [ROW_COLUMN, *names, UNREADABLE]
+    return frame.with_columns(columns).select(kept)
+
+
+def fixed_value(source: SourceFile, table: TableConfig, name: str) -> pl.Series:
+    """The one value of a column that a file's folders give, or that its table leaves out in it.
+
+    Raises:
+        SchemaMismatch: It cannot be read as declared.
+    """
+    column = table.columns[name]
+    text = source.partition.get(_name_in_file(table, name))
+    value = pl.select(from_text(pl.lit(text, pl.String), column).alias(name)).to_series()
+    if text is not None and value[0] is None:
+        raise SchemaMismatch(
+            f"{source.file}: its folder gives {_name_in_file(table, name)}={text!r}, which cannot"
+            f" be read as {column.type}"
+        )
+    return value.cast(polars_type(column.type))
 
 
 def _present(name: str, dtype: pl.DataType) -> pl.Expr:
@@ -82,30 +133,34 @@ def _present(name: str, dtype: pl.DataType) -> pl.Expr:
     return value.is_not_null()
 
 
-def _with_check(frame: pl.LazyFrame) -> pl.LazyFrame:
-    if UNREADABLE in frame.collect_schema():
-        return frame
-    return frame.with_columns(pl.lit(None, pl.String).alias(UNREADABLE))
+def _parquet_footer(file: Any) -> tuple[pa.Schema, int]:
+    metadata = pq.read_metadata(file)
+    return metadata.schema.to_arrow_schema(), metadata.num_rows
 
 
-def _metadata(file: Path) -> tuple[Path, pq.FileMetaData]:
-    try:
-        return file, pq.read_metadata(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UnreadableFile(f"{file} cannot be read as Parquet: {error}") from error
+def _arrow_footer(file: Any) -> tuple[pa.Schema, int]:
+    source = pa.memory_map(file) if isinstance(file, str) else file
+    with pa.ipc.open_file(source) as reader:
+        return reader.schema, reader.count_rows()
 
 
-def _checked(file: Path, schema: pa.Schema, table: TableConfig) -> pa.Schema:
-    twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+_FOOTERS: dict[str, Callable[[Any], tuple[pa.Schema, int]]] = {
+    "parquet": _parquet_footer,
+    "arrow": _arrow_footer,
+}
+_NAMES = {"parquet": "Parquet", "arrow": "an Arrow file (with a footer, not a stream)"}
+
+
+def _require_columns(source: SourceFile, found: list[str], table: TableConfig) -> None:
+    twice = sorted({name for name in found if found.count(name) > 1})
     if twice:
-        raise SchemaMismatch(f"{file} has the column {twice[0]!r} twice; rename one")
+        raise SchemaMismatch(f"{source.file} has the column {twice[0]!r} twice; rename one")
     for name in table.columns:
         wanted = _name_in_file(table, name)
-        if wanted not in schema.names:
+        if wanted not in {*found, *source.partition, *source.optional}:
             raise SchemaMismatch(
-                f"{file} has no column {wanted!r}; {nearest(wanted, schema.names)}"
+                f"{source.file} has no column {wanted!r}; {nearest(wanted, found)}"
             )
-    return schema
 
 
 def _name_in_file(table: TableConfig, name: str) -> str:
