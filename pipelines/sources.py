@@ -14,15 +14,19 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from feature_store.columns import SchemaMismatch
-from feature_store.features import ROW_COLUMN, FeatureSet, nearest, source_of
+from feature_store.features import ROW_COLUMN, FeatureSet, TimeUnit, nearest, source_of
 from feature_store.kinds import kind_of
+from pipelines import events as event_tables
 from pipelines.downsampling import DownsamplingConfig
+from pipelines.events import EventsConfig, EventTable, Tables
 from pipelines.files import AnyFile
+from pipelines.leakage import LeakageConfig
 from pipelines.reading import OnProgress, Table, read_table
 from pipelines.rejection import Rejection, require_few
 from pipelines.split import SplitConfig, splits_of
 from pipelines.tables import ColumnConfig, TableConfig, source_files
 from pipelines.usable import unusable
+from pipelines.validity import Validity, joined_as_of
 
 __all__ = ["ColumnConfig", "DataConfig", "JoinConfig", "OnProgress", "Source", "preview", "read"]
 
@@ -31,14 +35,20 @@ class JoinConfig(TableConfig):
 
     on: str
     """Column of both tables that holds the key."""
+    as_of: str | None = None
+    """Column with the time from which a row is valid: a key may then have many rows, of which the
+    latest at or before the row's time is its partner, never a later one."""
+    unit: TimeUnit | None = None
+    """Of an `as_of` that is a number; `data.time_unit` if absent."""
 
     @model_validator(mode="after")
     def _has_key(self) -> "JoinConfig":
-        if self.on not in self.columns:
-            raise ValueError(
-                f"on: the key {self.on!r} is not among the table's columns;"
-                f" {nearest(self.on, list(self.columns))}"
-            )
+        for key, name in (("on: the key", self.on), ("as_of:", self.as_of)):
+            if name is not None and name not in self.columns:
+                raise ValueError(
+                    f"{key} {name!r} is not among the table's columns;"
+                    f" {nearest(name, list(self.columns))}"
+                )
         return self
 
 
@@ -47,6 +57,10 @@ class DataConfig(TableConfig):
 
     joins: tuple[JoinConfig, ...] = ()
     """Side tables, joined in this order."""
+    events: tuple[EventsConfig, ...] = ()
+    """Events before each row, and what is computed of them as of its time."""
+    time_unit: TimeUnit = "s"
+    """Of features.timestamp, where that is a number and a duration is to be compared with it."""
     split: SplitConfig = SplitConfig()
     entities: tuple[str, ...] = ()
     """Raw columns that are the keys of entities (`[user_id, item_id]`): the version keeps what is
@@ -55,6 +69,8 @@ class DataConfig(TableConfig):
     """Leave most negatives out of the training split, and correct probabilities for it."""
     max_rejected: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
     """Share of the rows of any table that may be unusable before the build is an error."""
+    leakage: LeakageConfig = LeakageConfig()
+    """When a build is refused because a feature knows what it cannot."""
     store: Path = Path("store")
     """Folder of the feature store."""
 
@@ -74,6 +90,7 @@ class DataConfig(TableConfig):
                         " another name (`column` then names it in the file)"
                     )
             known += [name for name in join.columns if name != join.on]
+        event_tables.check(self.events, known)
         for key in self.entities:
             if key not in self.columns:
                 raise ValueError(
@@ -83,6 +100,18 @@ class DataConfig(TableConfig):
             if self.entities.count(key) > 1:
                 raise ValueError(f"entities: the key {key!r} is named more than once")
         return self
+
+
+    @property
+    def tables(self) -> tuple[TableConfig, ...]:
+        """The rows, the side tables and the events that have files."""
+        return (self, *self.joins, *(e for e in self.events if isinstance(e, EventTable)))
+
+    @property
+    def all_columns(self) -> list[str]:
+        """Names of the rows' columns, with those of side tables and those computed of events."""
+        joined = [name for join in self.joins for name in join.columns]
+        return [*self.columns, *joined, *(name for config in self.events for name in config.names)]
 
 
 @dataclass(frozen=True)
@@ -150,19 +179,38 @@ def read(
     unmatched: dict[str, int] = {}
     sides: list[tuple[str, pl.LazyFrame]] = []
     for number, join in enumerate(config.joins):
-        theirs = [name for name in join.columns if name in needed or name == join.on]
+        theirs = [n for n in join.columns if n in needed or n in (join.on, join.as_of)]
         side_folder = folder / f"join-{number}"
         side_folder.mkdir()
         side = read_table(join, theirs, side_folder, None, on_progress)
         require_few(side.rejections, side.num_rows, config.max_rejected, None)
         side_rejections += side.rejections
-        frame, unmatched[str(join.path)] = _joined(frame, side, join, table.num_rows)
+        if join.as_of is None:
+            frame, unmatched[str(join.path)] = _joined(frame, side, join, table.num_rows)
+        else:
+            units = (join.unit or config.time_unit, config.time_unit)
+            validity = Validity(str(join.path), join.on, join.as_of, *units)
+            frame, num_found, untimed = joined_as_of(
+                frame, side, validity, feature_set, all_rows=limit is None
+            )
+            require_few([*side.rejections, *untimed], side.num_rows, config.max_rejected, None)
+            side_rejections += untimed
+            unmatched[str(join.path)] = table.num_rows - num_found
         sides.append((join.on, side.frame.drop(ROW_COLUMN).drop_nulls(join.on)))
     late = unusable(frame, feature_set, table.places.of)
     if late:
         rows = pl.Series(sorted(late), dtype=pl.Int64)
         frame = frame.filter(~pl.col(ROW_COLUMN).is_in(rows.implode()))
     rejections = sorted([*table.rejections, *late.values()], key=lambda r: (r.file, r.line))
+    gathered = event_tables.gather(
+        frame,
+        config.events,
+        feature_set,
+        _wanted(config, feature_set),
+        Tables(folder, config.time_unit, config.max_rejected, limit, on_progress),
+    )
+    frame = gathered.frame
+    side_rejections += gathered.rejections
     files = table.places.begins()
     return Source(frame, table.num_rows, rejections, side_rejections, unmatched, files, sides)
 
@@ -177,8 +225,24 @@ def preview(config: DataConfig, feature_set: FeatureSet, num_rows: int = 1000) -
 
 def _needed(config: DataConfig, feature_set: FeatureSet) -> dict[str, str]:
     """Raw columns to read, and what needs each."""
+    wanted = _wanted(config, feature_set)
+    added = {name for each in config.events for name in each.names}
+    needed = {name: what for name, what in wanted.items() if name not in added}
+    needed |= event_tables.needed_columns(config.events, feature_set, wanted)
+    known = [name for name in config.all_columns if name not in added]
+    for name, what in needed.items():
+        if name not in known:
+            raise SchemaMismatch(
+                f"{what} reads the column {name!r}, which the data do not declare;"
+                f" {nearest(name, known)}"
+            )
+    return needed
+
+
+def _wanted(config: DataConfig, feature_set: FeatureSet) -> dict[str, str]:
+    """Columns of the rows that are used, and what needs each; those computed of events too."""
     needed: dict[str, str] = {join.on: f"the join with {join.path}" for join in config.joins}
-    needed |= {key: "data.entities" for key in config.entities}
+    needed |= dict.fromkeys(config.entities, "data.entities")
     for feature in feature_set.inputs:
         needed |= kind_of(feature).logged(feature, feature_set)
     for label in feature_set.labels:
@@ -188,13 +252,6 @@ def _needed(config: DataConfig, feature_set: FeatureSet) -> dict[str, str]:
             needed[name] = f"features.{what}"
     if config.split.by == "user" and config.split.user is not None:
         needed[config.split.user] = "data.split.user"
-    known = [*config.columns, *(name for join in config.joins for name in join.columns)]
-    for name, what in needed.items():
-        if name not in known:
-            raise SchemaMismatch(
-                f"{what} reads the column {name!r}, which the data do not declare;"
-                f" {nearest(name, known)}"
-            )
     return needed
 
 

@@ -121,8 +121,7 @@ class Experiment(Config):
 
 def _missing_columns(data: DataConfig, features: FeatureSet) -> Iterator[Complaint]:
     """Raw columns that a feature reads and the data do not declare."""
-    joined = [name for join in data.joins for name in join.columns]
-    known = [*data.columns, *joined]
+    known = data.all_columns
     read: list[tuple[KeyPath, str, str | None]] = []
     for index, feature in enumerate(features.inputs):
         path: KeyPath = ("features", "inputs", index)
