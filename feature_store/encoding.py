@@ -30,14 +30,20 @@ from feature_store.features import (
     WEIGHT_COLUMN,
     FeatureSet,
     IdField,
-    Label,
     Layout,
     Side,
     source_of,
 )
 from feature_store.kinds import Learned, kind_of, sources_of
+from feature_store.targets import label_value
 
-__all__ = ["FittedFeatures", "FittedFeaturesMismatch", "RawColumn", "SchemaMismatch"]
+__all__ = [
+    "FittedFeatures",
+    "FittedFeaturesMismatch",
+    "RawColumn",
+    "SchemaMismatch",
+    "label_value",
+]
 
 FORMAT = 2
 """Raised with every change of what an encoded column means or of how fitted features are kept."""
@@ -45,6 +51,8 @@ FORMAT = 2
 _FILE = "features.json"
 _VOCABULARIES, _TABLES = "vocabularies", "tables"
 _MAX_PLANS = 64
+_OF_THE_BUILD = {"selection", "grow_from", "refit_numbers"}
+"""Settings that decide what is learnt, and not what it means."""
 
 
 class FittedFeaturesMismatch(ValueError):
@@ -208,7 +216,7 @@ class FittedFeatures:
         return {
             "format": FORMAT,
             "library": self.library,
-            "feature_set": self.feature_set.model_dump(mode="json", exclude={"selection"}),
+            "feature_set": self.feature_set.model_dump(mode="json", exclude=_OF_THE_BUILD),
             "columns": [column.model_dump(mode="json") for column in self.columns],
             "boundaries": self.boundaries,
             "moments": {name: list(moments) for name, moments in self.moments.items()},
@@ -263,23 +271,6 @@ def raw_columns(
         )
         for name in sources_of(feature_set)
     )
-
-
-def label_value(label: Label, dtype: pl.DataType) -> pl.Expr:
-    """A label as float32: 1.0 or 0.0 where there is a threshold, else the number itself.
-
-    Raises:
-        SchemaMismatch: The raw column holds neither numbers nor bools.
-    """
-    if not (dtype.is_numeric() or isinstance(dtype, pl.Boolean)):
-        raise SchemaMismatch(
-            f"label {label.name!r} needs a number or a bool, but {source_of(label)!r} has the"
-            f" type {dtype}; declare the column as int, float or bool"
-        )
-    value = pl.col(source_of(label))
-    if label.threshold is not None:
-        value = value.cast(pl.Float64) >= label.threshold
-    return value.cast(pl.Float32).alias(label.name)
 
 
 def _weight(name: str | None, schema: Mapping[str, pl.DataType]) -> pl.Expr:
