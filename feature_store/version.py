@@ -35,6 +35,9 @@ class SourceFile(TypedDict):
     sha256: str
     hashed_ns: int
     """Time at which the content was identified, likewise."""
+    identified_by: NotRequired[str]
+    """What `sha256` was made of, where the content itself was not fetched: the `ETag` or `version`
+    of an object store, or `size and time`."""
 
 
 class Metadata(TypedDict):
