@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
+from feature_store import table
 from feature_store.asof import histories
 from feature_store.encoding import FittedFeatures, label_value
 from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet, source_of
@@ -18,9 +19,11 @@ from feature_store.publishing import SNAPSHOT_FOLDER
 from feature_store.selection import Selection, read_selection
 from feature_store.store import Metadata, Store, Version
 from feature_store.workspace import Workspace
-from pipelines import identity, rejection
+from pipelines import events, identity, leakage, rejection
 from pipelines.downsampling import downsampled
 from pipelines.fit import fit
+from pipelines.growing import identified
+from pipelines.lineage import lineage
 from pipelines.snapshot import write_snapshot
 from pipelines.sources import DataConfig, OnProgress, Source, read
 from pipelines.split import SplitFiles, split
@@ -68,9 +71,12 @@ def build(
         TooManyRejected: More rows cannot be used than allowed; they are kept in `rejected/`.
         SelectionMismatch: features.selection is no selection of these features.
         SourceChanged: A file was changed meanwhile.
+        Leak: A feature knows what it cannot know.
+        VersionNotFound: There is no version as features.grow_from names.
         ValueError: There is nothing to learn from: no rows, one class, an empty split.
     """
     feature_set, selection = selected(feature_set, needed or {}, on_progress)
+    leakage.check_columns(feature_set, data.leakage)
     files = identity.configured_files(data)
     if selection is not None:
         files.append(selection.path)
@@ -79,11 +85,17 @@ def build(
     for number, file in enumerate(files):
         on_progress(f"identifying {file.name}", number, len(files))
         sources.append(identity.identify(file, known))
-    fingerprint = identity.fingerprint(data, feature_set, sources)
+    fingerprint, base = identified(
+        store,
+        name,
+        feature_set.grow_from,
+        lambda grown_from: identity.fingerprint(data, feature_set, sources, grown_from),
+    )
     found = store.find(name, fingerprint)
     if found is not None:
         on_progress("unchanged, version reused", len(files), len(files))
         return _result(found, reused=True)
+    older = None if base is None else store.open(name, base.number)
     with store.workspace(name) as workspace:
         staged = workspace.path / "raw"
         staged.mkdir()
@@ -92,7 +104,7 @@ def build(
         rejection.require_few(source.rejections, source.rows_in, data.max_rejected, kept)
         metadata = Metadata(
             fingerprint=fingerprint,
-            config_hash=identity.config_hash(data, feature_set),
+            **lineage(data, feature_set),
             sources=sources,
             rows_in=source.rows_in,
             rows_rejected=len(source.rejections),
@@ -101,7 +113,7 @@ def build(
             unmatched=source.unmatched,
             libraries={library: release(library) for library in _LIBRARIES},
         )
-        encoded = _encode(source, data, feature_set, selection, on_progress)
+        encoded = _encode(source, data, feature_set, selection, older, on_progress)
         if data.entities:
             write_snapshot(
                 workspace.path / "build" / SNAPSHOT_FOLDER,
@@ -113,11 +125,19 @@ def build(
                 columns=encoded.fitted.columns,
                 on_progress=on_progress,
             )
+        if older is not None:
+            metadata["grown_from"] = older.number
+            metadata["grown_from_fingerprint"] = older.fingerprint
         if encoded.negatives_dropped is not None:
             metadata["negatives_dropped"] = encoded.negatives_dropped
         identity.require_unchanged(sources)
         rows = _counted(encoded.rows, encoded.num_rows, on_progress)
-        version = store.write(name, rows, encoded.fitted, metadata, workspace, encoded.raw_sample)
+        ordered = table.in_order(rows, encoded.fitted.layout)
+        written = table.sink(ordered, workspace.path / "rows", workspace.build)
+        leakage.check_rates(written, encoded.fitted.feature_set, data.leakage)
+        version = store.write_files(
+            name, written, encoded.fitted, metadata, workspace, encoded.raw_sample
+        )
     return _result(version, reused=False)
 
 
@@ -160,11 +180,14 @@ def _encode(
     data: DataConfig,
     feature_set: FeatureSet,
     selection: Selection | None,
+    older: Version | None,
     on_progress: OnProgress,
 ) -> _Encoded:
     """Histories, splits, fits; the encoded rows are not computed yet."""
     on_progress("gathering histories and splitting", 0, None)
     raw = split(histories(source.frame, feature_set), data.split, feature_set, source.files)
+    gathered = events.behind(data.events, feature_set)
+    leakage.check_order(raw, feature_set, gathered, data.split, data.leakage)
     on_progress("counting rows and labels", 0, None)
     counts = _counts(raw, feature_set)
     if data.split.files is not None:
@@ -178,7 +201,7 @@ def _encode(
         on_progress("negatives left out of training", dropped, before)
     on_progress("fitting features", 0, counts["train"])
     train = raw.filter(pl.col(SPLIT_COLUMN) == "train").drop(SPLIT_COLUMN)
-    fitted = fit(train, feature_set, selection)
+    fitted = fit(train, feature_set, selection, None if older is None else older.fitted)
     last = next(name for name in reversed(SPLITS) if counts[name])
     sample = raw.filter(pl.col(SPLIT_COLUMN) == last).drop(SPLIT_COLUMN, ROW_COLUMN)
     schema = raw.collect_schema()

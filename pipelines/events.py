@@ -28,6 +28,7 @@ from feature_store.features import (
     source_of,
 )
 from feature_store.features import Sequence as SequenceFeature
+from feature_store.kinds import sources_of
 from feature_store.windows import (
     KEY,
     TIME,
@@ -185,6 +186,16 @@ def needed_columns(
                 item = source_of(feature_set.feature(sequence.of))
                 needed[item] = f"the history of {sequence.name!r}"
     return needed
+
+
+def behind(events: Sequence[EventsConfig], feature_set: FeatureSet) -> dict[str, str]:
+    """The events of which features read something, by name, each with the column of its key."""
+    read = sources_of(feature_set)
+    return {
+        config.name: config.by
+        for config in events
+        if of_events(feature_set, config.name) or not read.keys().isdisjoint(config.names)
+    }
 
 
 def of_events(feature_set: FeatureSet, name: str) -> list[SequenceFeature]:

@@ -14,12 +14,14 @@ from typing import Annotated
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
 from feature_store.config import Config
 from feature_store.features import SPLIT_COLUMN, FeatureSet, source_of
 from feature_store.kinds import columns_of, kind_of
+from pipelines.split import SplitConfig
 
 TRAIN_ROWS, HELD_ROWS = 131_072, 65_536
 """Rows at most that rates are fitted to, and on which they are judged."""
@@ -66,27 +68,35 @@ def check_columns(feature_set: FeatureSet, config: LeakageConfig) -> None:
 
 
 def check_order(
-    raw: pl.LazyFrame, feature_set: FeatureSet, events: Sequence[str], config: LeakageConfig
+    raw: pl.LazyFrame,
+    feature_set: FeatureSet,
+    gathered: Mapping[str, str],
+    split: SplitConfig,
+    config: LeakageConfig,
 ) -> None:
     """Check that no row that is tested comes before a row that is trained on.
+
+    What is gathered of earlier events would else tell training rows of labels that are tested. A
+    split in time cannot be so, nor one by user where it is the user's own events.
 
     Args:
         raw: The rows with their split and time.
         feature_set: Names the time.
-        events: Names of the event tables behind features, gathered over the whole log.
+        gathered: Events behind features by name, each with the column of its key.
+        split: How the rows were shared out.
         config: What is allowed.
 
     Raises:
-        Leak: Values gathered for training rows have seen rows that are tested.
+        Leak: Names the events, the split and the times.
     """
-    checked = [name for name in events if name not in config.allow]
-    if not checked or feature_set.timestamp is None:
+    own = (split.user or feature_set.group) if split.by == "user" else None
+    checked = [name for name, by in gathered.items() if name not in config.allow and by != own]
+    if split.by == "time" or not checked or feature_set.timestamp is None:
         return
     time = pl.col(feature_set.timestamp)
     bounds = raw.group_by(SPLIT_COLUMN).agg(time.min().alias("first"), time.max().alias("last"))
-    by_split = {
-        row[SPLIT_COLUMN]: row for row in bounds.collect(engine="streaming").iter_rows(named=True)
-    }
+    found = bounds.collect(engine="streaming")
+    by_split = {row[SPLIT_COLUMN]: row for row in found.iter_rows(named=True)}
     if "train" not in by_split:
         return
     last = by_split.pop("train")["last"]
@@ -95,13 +105,13 @@ def check_order(
             raise Leak(
                 f"data.events {checked[0]!r}: the {name} rows begin at {row['first']}, before the"
                 f" last training row ({last}), so what is gathered for training rows has seen"
-                f" {name} rows; use data.split by: time, or if that is meant, set"
+                f" {name} rows; set data.split to by: time, or if that is meant,"
                 f" data.leakage.allow: [{checked[0]}]"
             )
 
 
 def check_rates(
-    files: Mapping[str, Sequence[Path]], feature_set: FeatureSet, config: LeakageConfig
+    files: Sequence[tuple[str, Path]], feature_set: FeatureSet, config: LeakageConfig
 ) -> None:
     """Check that no feature alone foretells a label.
 
@@ -111,7 +121,7 @@ def check_rates(
     middle of the splits' files, so equal files give equal answers.
 
     Args:
-        files: Encoded Parquet files by split.
+        files: Split and Parquet file of encoded rows, in the order of the rows.
         feature_set: The features that they hold.
         config: What is allowed.
 
@@ -145,10 +155,11 @@ def check_rates(
 
 
 def _sample(
-    files: Mapping[str, Sequence[Path]], columns: Sequence[str]
+    files: Sequence[tuple[str, Path]], columns: Sequence[str]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    others = [*files.get("test", ()), *files.get("valid", ())]
-    train = _middle(files.get("train", ()), columns, TRAIN_ROWS)
+    """Rows to learn rates from, and rows to judge them on."""
+    others = [file for split in ("test", "valid") for name, file in files if name == split]
+    train = _middle([file for name, file in files if name == "train"], columns, TRAIN_ROWS)
     if others:
         return train, _middle(others, columns, HELD_ROWS)
     half = len(train) // 2
@@ -156,19 +167,26 @@ def _sample(
 
 
 def _middle(files: Sequence[Path], columns: Sequence[str], num_rows: int) -> pl.DataFrame:
-    """Row groups from the middle of the first file that has rows, cut to so many rows."""
-    for file in files:
+    """So many rows at most, from row groups on from the middle of all."""
+    groups = [
+        (file, group, found.row_group(group).num_rows)
+        for file in files
+        for found in [pq.read_metadata(file)]
+        for group in range(found.num_row_groups)
+    ]
+    tables: list[pa.Table] = []
+    left = num_rows
+    for file, group, size in groups[len(groups) // 2 :]:
+        if left <= 0:
+            break
         with pq.ParquetFile(file) as parquet:
-            if not parquet.metadata.num_rows:
-                continue
-            groups = list(range(parquet.num_row_groups // 2, parquet.num_row_groups))
-            sizes = np.cumsum([parquet.metadata.row_group(group).num_rows for group in groups])
-            enough = int(np.searchsorted(sizes, num_rows)) + 1
-            table = parquet.read_row_groups(groups[:enough], columns=list(columns))
-        frame = pl.from_arrow(table.slice(0, num_rows))
-        assert isinstance(frame, pl.DataFrame), "a table becomes a frame"
-        return frame
-    return pl.DataFrame(schema={name: pl.Float32() for name in columns})
+            tables.append(parquet.read_row_group(group, columns=list(columns)).slice(0, left))
+        left -= size
+    if not tables:
+        return pl.DataFrame(schema={name: pl.Float32() for name in columns})
+    frame = pl.from_arrow(pa.concat_tables(tables))
+    assert isinstance(frame, pl.DataFrame), "a table becomes a frame"
+    return frame
 
 
 def _auc(train: pl.DataFrame, held: pl.DataFrame, name: str, label: str, hits: np.ndarray) -> float:
