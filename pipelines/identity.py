@@ -97,13 +97,18 @@ def _is_unchanged(source: SourceFile) -> bool:
     return (status.st_size, status.st_mtime_ns) == (source["size_bytes"], source["modified_ns"])
 
 
-def fingerprint(data: DataConfig, feature_set: FeatureSet, sources: Sequence[SourceFile]) -> str:
+def fingerprint(
+    data: DataConfig,
+    feature_set: FeatureSet,
+    sources: Sequence[SourceFile],
+    grown_from: str | None = None,
+) -> str:
     """sha256 over all that decides what a version holds; where files lie does not.
 
     Their names count only where they decide the split. A selection counts by its content, as one of
-    the sources.
+    the sources; a version that this one grows from by its fingerprint.
     """
-    described = _plain(data, {"path", "store", "joins", "events"})
+    described = _plain(data, {"path", "store", "joins", "events", "owner", "description"})
     described["joins"] = [_plain(join, {"path"}) for join in data.joins]
     if data.events:
         described["events"] = [_plain(events, {"path"}) for events in data.events]
@@ -118,8 +123,9 @@ def fingerprint(data: DataConfig, feature_set: FeatureSet, sources: Sequence[Sou
             "hashes": vocabulary.HASH_LIBRARY,
             "data": described,
             "files": [len(source_files(table)) for table in data.tables],
-            "features": _plain(feature_set, {"selection"}),
+            "features": _plain(feature_set, {"selection", "grow_from"}),
             "sources": [source["sha256"] for source in sources],
+            **({} if grown_from is None else {"grown_from": grown_from}),
         }
     )
 

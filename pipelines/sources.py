@@ -8,10 +8,10 @@ kept aside. Missing, NaN and infinite numbers are *not* rejected: a feature has 
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import polars as pl
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from feature_store.columns import SchemaMismatch
 from feature_store.features import ROW_COLUMN, FeatureSet, TimeUnit, nearest, source_of
@@ -20,8 +20,9 @@ from pipelines import events as event_tables
 from pipelines.downsampling import DownsamplingConfig
 from pipelines.events import EventsConfig, EventTable, Tables
 from pipelines.files import AnyFile
+from pipelines.joins import joined
 from pipelines.leakage import LeakageConfig
-from pipelines.reading import OnProgress, Table, read_table
+from pipelines.reading import OnProgress, open_table
 from pipelines.rejection import Rejection, require_few
 from pipelines.split import SplitConfig, splits_of
 from pipelines.tables import ColumnConfig, TableConfig, source_files
@@ -72,16 +73,37 @@ class DataConfig(TableConfig):
     leakage: LeakageConfig = LeakageConfig()
     """When a build is refused because a feature knows what it cannot."""
     store: Path = Path("store")
-    """Folder of the feature store."""
+    """Folder of the feature store; on disk, no URL."""
+    owner: str | None = None
+    """Who answers for the feature table; kept with the next version that is built."""
+    description: str | None = None
+    """What the feature table is, in a sentence; kept likewise."""
+
+    @field_validator("store", mode="before")
+    @classmethod
+    def _on_disk(cls, store: Any) -> Any:
+        if "://" in str(store):
+            raise ValueError(
+                f"store: {store} is a URL; a store is a folder on disk, since its versions appear"
+                " by renaming files: mount it, or copy the store when it is built"
+            )
+        return store
 
     @model_validator(mode="after")
     def _joins_fit(self) -> "DataConfig":
         known = list(self.columns)
+        types = {name: column.type for name, column in self.columns.items()}
         for join in self.joins:
             if join.on not in known:
                 raise ValueError(
                     f"joins: the key {join.on!r} of {join.path} is not a column of the rows;"
                     f" {nearest(join.on, known)}"
+                )
+            if types[join.on] != join.columns[join.on].type:
+                raise ValueError(
+                    f"joins: the key {join.on!r} of {join.path} is declared as"
+                    f" {join.columns[join.on].type}, in the rows as {types[join.on]}; declare the"
+                    " same type"
                 )
             for name in join.columns:
                 if name != join.on and name in known:
@@ -90,6 +112,7 @@ class DataConfig(TableConfig):
                         " another name (`column` then names it in the file)"
                     )
             known += [name for name in join.columns if name != join.on]
+            types |= {name: column.type for name, column in join.columns.items()}
         event_tables.check(self.events, known)
         for key in self.entities:
             if key not in self.columns:
@@ -171,7 +194,13 @@ def read(
     if config.split.files is not None:
         splits_of(source_files(config), config.split.files)
     mine = [name for name in config.columns if name in needed]
-    table = read_table(config, mine, folder, limit, on_progress)
+    main = open_table(config, mine)
+    theirs = [
+        [n for n in join.columns if n in needed or n in (join.on, join.as_of)]
+        for join in config.joins
+    ]
+    opened = [open_table(join, names) for join, names in zip(config.joins, theirs, strict=True)]
+    table = main.read(folder, limit, on_progress)
     if table.num_rows == 0:
         raise ValueError(f"{config.path}: there are no rows, only a header")
     frame = table.frame
@@ -179,14 +208,16 @@ def read(
     unmatched: dict[str, int] = {}
     sides: list[tuple[str, pl.LazyFrame]] = []
     for number, join in enumerate(config.joins):
-        theirs = [n for n in join.columns if n in needed or n in (join.on, join.as_of)]
         side_folder = folder / f"join-{number}"
         side_folder.mkdir()
-        side = read_table(join, theirs, side_folder, None, on_progress)
+        side = opened[number].read(side_folder, None, on_progress)
         require_few(side.rejections, side.num_rows, config.max_rejected, None)
         side_rejections += side.rejections
         if join.as_of is None:
-            frame, unmatched[str(join.path)] = _joined(frame, side, join, table.num_rows)
+            frame, num_found, keyless = joined(frame, side, join.on, str(join.path))
+            require_few([*side.rejections, *keyless], side.num_rows, config.max_rejected, None)
+            side_rejections += keyless
+            unmatched[str(join.path)] = table.num_rows - num_found
         else:
             units = (join.unit or config.time_unit, config.time_unit)
             validity = Validity(str(join.path), join.on, join.as_of, *units)
@@ -253,32 +284,3 @@ def _wanted(config: DataConfig, feature_set: FeatureSet) -> dict[str, str]:
     if config.split.by == "user" and config.split.user is not None:
         needed[config.split.user] = "data.split.user"
     return needed
-
-
-def _joined(
-    frame: pl.LazyFrame, side: Table, join: JoinConfig, num_rows: int
-) -> tuple[pl.LazyFrame, int]:
-    """The rows with the side table's columns, and how many have no partner in it."""
-    partners = side.frame.drop(ROW_COLUMN).drop_nulls(join.on).collect(engine="streaming")
-    keys = partners.get_column(join.on)
-    twice = keys.filter(keys.is_duplicated())
-    if len(twice):
-        raise ValueError(
-            f"{join.path}: the key {join.on!r} is to name one row, but {twice[0]!r} names"
-            f" {(twice == twice[0]).sum()}; {twice.n_unique()} keys are there more than once"
-        )
-    expected, found = frame.collect_schema()[join.on], keys.dtype
-    if expected != found:
-        raise SchemaMismatch(
-            f"{join.path}: the key {join.on!r} is declared as {found}, in the rows as {expected};"
-            " declare the same type"
-        )
-    matched = pl.col(join.on).is_in(keys.implode()).fill_null(False).sum()
-    num_matched = frame.select(matched).collect(engine="streaming").item()
-    if num_matched == 0:
-        raise ValueError(
-            f"{join.path}: no row has a partner under the key {join.on!r}; its first keys are"
-            f" {keys.head(3).to_list()}; is it the right file and column?"
-        )
-    joined = frame.join(partners.lazy(), on=join.on, how="left", maintain_order="left")
-    return joined, num_rows - num_matched
