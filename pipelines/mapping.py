@@ -8,6 +8,8 @@ alone. `recsys` brings a mapper that hands jobs to Ray; nothing here knows of it
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how much of it is done, and how much there is if known."""
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -26,3 +28,22 @@ class Mapper(Protocol):
 def in_process(work: Callable[[Job], Result], jobs: Sequence[Job], /) -> Iterator[Result]:
     """One job after the other, in this process."""
     yield from map(work, jobs)
+
+
+def told(
+    results: Iterator[Result], sizes: Sequence[int], stage: str, on_progress: OnProgress
+) -> Iterator[Result]:
+    """The same results; `on_progress` is told of the rows that are done.
+
+    Args:
+        results: Of a mapper.
+        sizes: Rows of each job.
+        stage: What is being done.
+        on_progress: Called as `OnProgress` says.
+    """
+    done, total = 0, sum(sizes)
+    on_progress(stage, done, total)
+    for result, size in zip(results, sizes, strict=True):
+        done += size
+        on_progress(stage, done, total)
+        yield result

@@ -7,6 +7,7 @@ nor the driver holds more than one column of one part, and the distinct values o
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from pipelines.ranked import Run
 
 _BLOCK = 4096
 """Numbers that are added up together; part of what makes sums the same everywhere."""
+_COPIES = 3
+"""Of the distinct texts of all parts, in memory while they are put together."""
 _MOST_VALUES = 1 << 24
 """Numbers of a part that are in memory at once."""
 _TEXT, _ROWS, _HASH, _PLACE = "value", "len", "hash", "place"
@@ -144,7 +147,12 @@ class MergeTexts:
     folder: Path
 
     def __call__(self, job: Chosen) -> Path:
-        """Put the partials together; gives an Arrow file."""
+        """Put the partials together; gives an Arrow file.
+
+        Raises:
+            ValueError: They do not fit into memory.
+        """
+        _require_memory(job)
         every = pl.concat([pl.read_ipc(path) for path in job.partials])
         counts = _added_up(every) if len(job.partials) > 1 else every
         kept = counts.filter(pl.col(_ROWS) >= job.min_count)
@@ -154,6 +162,11 @@ class MergeTexts:
         path = self.folder / f"{uuid4().hex}.arrow"
         kept.select(_TEXT).write_ipc(path, compat_level=pl.CompatLevel.newest())
         return path
+
+
+def memory_bytes() -> int:
+    """What this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def read_texts(path: Path, name: str) -> pl.Series:
@@ -172,6 +185,16 @@ def _added_up(counts: pl.DataFrame) -> pl.DataFrame:
         .collect(engine="streaming")
     )
     return grouped.select(counts.get_column(_TEXT).gather(grouped.get_column(_PLACE)), _ROWS, _HASH)
+
+
+def _require_memory(job: Chosen) -> None:
+    needed = _COPIES * sum(path.stat().st_size for path in job.partials)
+    if needed > memory_bytes():
+        raise ValueError(
+            f"feature {job.name!r}: its vocabulary would need about {needed / 1e9:.1f} GB of memory"
+            f" to count, and there are {memory_bytes() / 1e9:.1f} GB; set encoding: hash, which"
+            " needs none"
+        )
 
 
 def _sum(values: np.ndarray) -> float:
