@@ -35,6 +35,13 @@ class Part:
     def __str__(self) -> str:
         return f"rows {self.first_row:,} to {self.first_row + self.num_rows:,} ({self.name} ...)"
 
+    def without(self, rows: pl.Series) -> "Part":
+        """The part without the rows of some numbers, `__row`, sorted."""
+        theirs = rows.filter(rows.is_between(self.first_row, self.first_row + self.num_rows, "left"))
+        if theirs.is_empty():
+            return self
+        return self.with_frame(self.frame.filter(~pl.col(ROW_COLUMN).is_in(theirs.implode())))
+
     def with_frame(self, frame: pl.LazyFrame) -> "Part":
         """The same rows with other columns, or fewer of them."""
         return replace(self, frame=frame)
