@@ -45,7 +45,8 @@ from feature_store.workspace import Workspace, workspace
 __all__ = ["Entry", "Metadata", "SourceFile", "Store", "Version", "VersionNotFound"]
 
 _RECORD = "recsys"
-_TABLE, _REJECTED, _WORK = "table", "rejected", ".building"
+TABLE_FOLDER = "table"
+_REJECTED, _WORK = "rejected", ".building"
 _MAX_ATTEMPTS = 20
 _SETTLED_NS = 2_000_000_000
 
@@ -81,7 +82,7 @@ class Store:
         """
         folder = self._require(name)
         if number is None:
-            newest = commits.numbers(folder / _TABLE)[-1]
+            newest = commits.numbers(folder / TABLE_FOLDER)[-1]
             record = self._record(name, newest)  # a damaged one is not passed over in silence
             found = next(self._records(name), None) if record is None else (newest, *record)
             if found is None:
@@ -89,10 +90,10 @@ class Store:
             return self._version(name, *found)
         record = self._record(name, number)
         if record is None:
-            if number in commits.missing(folder / _TABLE):
+            if number in commits.missing(folder / TABLE_FOLDER):
                 raise VersionNotFound(
                     f"version {number} of {name!r} cannot be opened: its entry"
-                    f" {commits.entry(folder / _TABLE, number)} is missing in the log"
+                    f" {commits.entry(folder / TABLE_FOLDER, number)} is missing in the log"
                 )
             known = [str(n) for n, *_ in self._records(name)]
             raise VersionNotFound(
@@ -130,8 +131,8 @@ class Store:
             VersionNotFound: There is no such table.
         """
         folder = self._require(name)
-        found = [self._missing(folder, number) for number in commits.missing(folder / _TABLE)]
-        for number in commits.numbers(folder / _TABLE):
+        found = [self._missing(folder, number) for number in commits.missing(folder / TABLE_FOLDER)]
+        for number in commits.numbers(folder / TABLE_FOLDER):
             try:
                 record = self._record(name, number)
             except LogDamaged as error:
@@ -152,7 +153,7 @@ class Store:
         return Entry(number, record, "present", "")
 
     def _missing(self, folder: Path, number: int) -> Entry:
-        path = commits.entry(folder / _TABLE, number)
+        path = commits.entry(folder / TABLE_FOLDER, number)
         return Entry(number, None, "damaged", f"its entry {path} is missing in the log")
 
     def hashes(self, name: str) -> dict[tuple[str, int, int], str]:
@@ -172,11 +173,11 @@ class Store:
 
     def names(self) -> list[str]:
         """The feature tables that there are, sorted."""
-        return sorted(path.parent.name for path in self.path.glob(f"*/{_TABLE}"))
+        return sorted(path.parent.name for path in self.path.glob(f"*/{TABLE_FOLDER}"))
 
     def exists(self, name: str) -> bool:
         """Whether there is a table of that name."""
-        return bool(commits.numbers(self.folder(name) / _TABLE))
+        return bool(commits.numbers(self.folder(name) / TABLE_FOLDER))
 
     def workspace(self, name: str) -> AbstractContextManager[Workspace]:
         """A folder of one's own for a build; what dead builds left is removed first.
@@ -254,7 +255,7 @@ class Store:
         counts = dict.fromkeys(SPLITS, 0)
         actions: list[AddAction | RemoveAction] = []
         for split, file in files:
-            target = folder / _TABLE / table.folder_of(split) / file.name
+            target = folder / TABLE_FOLDER / table.folder_of(split) / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             num_rows = pq.read_metadata(file).num_rows
             actions.append(table.add_action(split, file.rename(target), num_rows))
@@ -301,7 +302,7 @@ class Store:
         layout: Layout,
     ) -> None:
         """Commit right after the version that was seen, or make the table, or fail."""
-        path = str(self.folder(name) / _TABLE)
+        path = str(self.folder(name) / TABLE_FOLDER)
         schema = table.delta_schema(layout)
         partition_by = [SPLIT_COLUMN]
         properties = CommitProperties(
@@ -339,7 +340,7 @@ class Store:
         folder = self.folder(name)
         if any(record.build == build for _, record, _ in self._records(name)):
             return
-        for file in (folder / _TABLE).glob(f"{SPLIT_COLUMN}=*/{build}-*.parquet"):
+        for file in (folder / TABLE_FOLDER).glob(f"{SPLIT_COLUMN}=*/{build}-*.parquet"):
             file.unlink(missing_ok=True)
         shutil.rmtree(folder / BUILDS_FOLDER / build, ignore_errors=True)
 
@@ -384,7 +385,7 @@ class Store:
         Commits of other programs are passed over, and so are damaged entries: whoever asks for
         what one of them holds is told by `open`, whoever would add to them by `write`.
         """
-        for number in reversed(commits.numbers(self.folder(name) / _TABLE)):
+        for number in reversed(commits.numbers(self.folder(name) / TABLE_FOLDER)):
             try:
                 found = self._record(name, number)
             except LogDamaged:
@@ -394,7 +395,7 @@ class Store:
 
     def _record(self, name: str, number: int) -> tuple[Record, Commit] | None:
         """What the commit of that number says; None if there is none, or another program's."""
-        commit = commits.read(self.folder(name) / _TABLE, number)
+        commit = commits.read(self.folder(name) / TABLE_FOLDER, number)
         if commit is None or _RECORD not in commit.info:
             return None
         return Record.model_validate_json(commit.info[_RECORD]), commit
@@ -407,7 +408,7 @@ class Store:
         return self.folder(name)
 
     def _table(self, name: str) -> DeltaTable:
-        folder = self._require(name) / _TABLE
+        folder = self._require(name) / TABLE_FOLDER
         try:
             return DeltaTable(str(folder))
         except DeltaError:
