@@ -16,6 +16,7 @@ import polars as pl
 
 from feature_store import vocabulary
 from feature_store.columns import (
+    ColumnType,
     RawColumn,
     SchemaMismatch,
     canonical_text,
@@ -24,6 +25,7 @@ from feature_store.columns import (
     require_columns,
     time_number,
 )
+from feature_store.derived import schema_with_derived, with_derived
 from feature_store.features import (
     GROUP_COLUMN,
     TIMESTAMP_COLUMN,
@@ -83,6 +85,10 @@ class FittedFeatures:
         return FittedFeatures, (*fitted, self.columns, self.library, self.tables)
 
     @cached_property
+    def _types(self) -> dict[str, ColumnType]:
+        return {column.name: column.type for column in self.columns}
+
+    @cached_property
     def learned(self) -> Learned:
         """What kinds of features need to know to encode."""
         return Learned(self.vocabularies, self.boundaries, self.moments, self.tables)
@@ -117,7 +123,8 @@ class FittedFeatures:
         Raises:
             SchemaMismatch: A column is missing or of a type the feature cannot read.
         """
-        return raw.select(self.encoders(raw.collect_schema()))
+        encoders = self.encoders(raw.collect_schema())
+        return with_derived(raw, self.feature_set, self._types).select(encoders)
 
     def encode_targets(self, raw: pl.LazyFrame) -> pl.LazyFrame:
         """Labels, `__weight`, `__group` and `__timestamp` of the same rows.
@@ -130,12 +137,17 @@ class FittedFeatures:
         return raw.select(self.target_encoders(raw.collect_schema()))
 
     def encoders(self, schema: Mapping[str, pl.DataType]) -> list[pl.Expr]:
-        """`encode` as expressions over raw columns of these types, to join with others."""
+        """`encode` as expressions over raw columns of these types, to join with others.
+
+        Where features read derived columns, the expressions are for rows that have them: those of
+        `feature_store.derived.with_derived`.
+        """
         sources = sources_of(self.feature_set)
         require_columns(schema, sources)
         key = tuple(schema[name] for name in sources)
         plan = self._plans.get(key)
         if plan is None:
+            schema = schema_with_derived(schema, self.feature_set, self._types)
             plan = [
                 expression
                 for feature in self.feature_set.inputs

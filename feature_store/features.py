@@ -4,34 +4,41 @@ Encoded columns, the contract between the feature store and everything that trai
 
 - single ids (`Categorical`, `DatePart`, bucketed `Numeric`): int64, never null;
 - bags and sequences: list<int64>, never null, possibly empty; a sequence is oldest first;
+- weights of a bag or sequence (`<name>__weight`): list<float32>, as long as its ids;
+- gaps of a sequence (`<name>__gap`): a sequence of ids, as long as its own;
 - numbers (`Numeric` without buckets): float32, never null, always finite;
 - labels: float32; weight: float32; group: int64; timestamp: int64.
 
-Ids are positions in a vocabulary (0 missing, 1 out of vocabulary, then by falling frequency) or
-the bits of a stable 64-bit hash (0 is missing there too). Rows of an embedding table are not
-stored: `recsys.embeddings` derives them, so one version serves every table size.
+Ids are positions in a vocabulary, of buckets, or the bits of a stable 64-bit hash. Rows of an
+embedding table are not stored: `recsys.embeddings` derives them, so one version serves every table
+size. What has no id of its own:
+
+| kind | missing | unseen in the training split |
+|---|---|---|
+| categorical, vocabulary | 0 | 1, and so are values that min_count or max_size leave out |
+| categorical, hash | 0 | its hash, like any other; never 0 |
+| date_part | 0 | 1: a year outside 1970 to 2169 |
+| numeric with num_buckets | 0, NaN and infinity too | the nearest bucket, from 2 on |
+| bag, sequence | left out of the list | as categorical; a list without a value is empty |
+| cross | 0 (left out of a bag) if any part is missing | as categorical |
+| text | an empty bag | never: every n-gram is hashed |
+| gaps of a sequence | never | 1: a time that is missing, or not before the row's |
+
+Missing are null, NaN and infinity, and the empty text; a text of spaces is a value. Known values
+have ids from 2 on, in a vocabulary by falling frequency and then by their bytes.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
 
+from feature_store import sql
 from feature_store.config import Config
-from feature_store.inputs import (
-    Bag,
-    Categorical,
-    DatePart,
-    Encoding,
-    Feature,
-    History,
-    Neighbours,
-    Numeric,
-    Part,
-    Sequence,
-    Side,
-    TimeUnit,
-)
+from feature_store.declaration import Encoding, Neighbours, Part, Side, TimeUnit
+from feature_store.id_inputs import Bag, Categorical, Cross, DatePart, History, Sequence, Text
+from feature_store.inputs import Elapsed, Feature, Frequency, Numeric, TargetEncoding, Vector
 from feature_store.names import NAME, nearest
 
 __all__ = [
@@ -47,10 +54,13 @@ __all__ = [
     "WEIGHT_COLUMN",
     "Bag",
     "Categorical",
+    "Cross",
     "DatePart",
+    "Elapsed",
     "Encoding",
     "Feature",
     "FeatureSet",
+    "Frequency",
     "History",
     "IdField",
     "Label",
@@ -59,7 +69,10 @@ __all__ = [
     "Part",
     "Sequence",
     "Side",
+    "TargetEncoding",
+    "Text",
     "TimeUnit",
+    "Vector",
     "nearest",
     "source_of",
 ]
@@ -97,9 +110,19 @@ class FeatureSet(Config):
     """Raw column that groups rows for GAUC, usually the user."""
     timestamp: str | None = None
     """Raw column with the event time; needed by histories and by splits in time."""
+    derived: dict[str, str] = {}
+    """Columns that features may read besides the raw ones: each a SQL expression over raw columns
+    that gives a row its value from that row alone (`price_per_night: price / NULLIF(nights, 0)`).
+    Requests carry the raw columns."""
     selection: Path | None = None
     """A selected_features.parquet that a run wrote: values that it does not keep are out of
     vocabulary, and features of which it keeps nothing are left out."""
+    grow_from: Literal["latest"] | NonNegativeInt | None = None
+    """Number of an earlier version of the same table, or `latest`: vocabularies keep its values at
+    their ids, and new values follow; where there is no version yet, `latest` begins anew."""
+    refit_numbers: bool = False
+    """With grow_from, fit buckets, moments and other learnt numbers to the new rows; else they stay
+    as they were in that version, for features that are declared as they were."""
 
     @model_validator(mode="after")
     def _names_fit(self) -> "FeatureSet":
@@ -116,10 +139,62 @@ class FeatureSet(Config):
             {feature.name: feature for feature in self.inputs},
             tuple(label.name for label in self.labels),
             self.timestamp,
+            {source_of(label): label.name for label in self.labels},
         )
         for feature in self.inputs:
             feature.check(neighbours)
+        self._check_derived(neighbours.label_columns)
+        if self.refit_numbers and self.grow_from is None:
+            raise ValueError(
+                "refit_numbers says what becomes of numbers under features.grow_from, which is"
+                " absent; drop it or say which version to grow from"
+            )
         return self
+
+    def raw_columns(self, names: Iterable[str]) -> tuple[str, ...]:
+        """The raw columns behind columns that features read: themselves, or what derives them."""
+        raw: dict[str, None] = {}
+        for name in names:
+            text = self.derived.get(name)
+            raw |= dict.fromkeys((name,) if text is None else sql.parse(text).columns)
+        return tuple(raw)
+
+    def _check_derived(self, label_columns: Mapping[str, str]) -> None:
+        """Expressions must be of one row, over raw columns, and of no label's."""
+        for name, text in self.derived.items():
+            where = f"features.derived.{name}"
+            if not NAME.fullmatch(name):
+                raise ValueError(
+                    f"{where}: a name is a letter followed by letters, digits, '_' and '-'"
+                )
+            try:
+                columns = sql.parse(text).columns
+            except sql.InvalidExpression as error:
+                raise ValueError(f"{where}: {error}") from error
+            for column in columns:
+                if column in self.derived:
+                    raise ValueError(
+                        f"{where}: {text!r} reads {column!r}, which is derived itself; write out"
+                        " what that computes"
+                    )
+                if column in label_columns:
+                    raise ValueError(
+                        f"{where}: {text!r} reads {column!r}, from which the label"
+                        f" {label_columns[column]!r} comes: it would tell what is to be predicted"
+                    )
+        others = {what: getattr(self, what) for what in ("weight", "group", "timestamp")}
+        others |= {f"labels ({name!r})": column for column, name in label_columns.items()}
+        for feature in self.inputs:
+            if isinstance(feature, Sequence) and feature.history is not None:
+                others[f"inputs ({feature.name!r}, history.by)"] = feature.history.by
+                source = source_of(self.feature(feature.of))
+                others[f"inputs ({feature.name!r}, the source of {feature.of!r})"] = source
+        for what, column in others.items():
+            if column in self.derived:
+                raise ValueError(
+                    f"features.{what}: {column!r} is derived, and that must be a raw column;"
+                    " derived columns are for what is encoded"
+                )
 
     def feature(self, name: str) -> Feature:
         """The feature of that name; KeyError if there is none."""
@@ -141,6 +216,13 @@ class IdField(Config):
     """Ids are 0 .. cardinality - 1; None: any 64-bit hash."""
     max_length: PositiveInt | None = None
     """Longest list; None for single ids and for bags without a bound."""
+    weighted: bool = False
+    """The ids of a list have weights: a list of float32 beside them, of the same length."""
+
+    @property
+    def weights(self) -> str:
+        """The column of the weights, where there are any."""
+        return f"{self.name}__weight"
 
 
 class Layout(Config):
@@ -177,5 +259,6 @@ class Layout(Config):
 
 
 def source_of(feature: Feature | Label) -> str:
-    """The raw column a feature or label reads."""
+    """The raw column a feature or label reads; a cross has none but those of its parts."""
+    assert not isinstance(feature, Cross), f"{feature.name!r} is a cross"
     return feature.source or feature.name

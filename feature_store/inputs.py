@@ -3,41 +3,13 @@
 All else of a kind is in `feature_store.kinds`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import Field, FiniteFloat, NonNegativeFloat, model_validator
 
-from feature_store.config import Config
+from feature_store.declaration import Input, Neighbours, Side, TimeUnit
+from feature_store.id_inputs import Bag, Categorical, Cross, DatePart, Sequence, Text
 from feature_store.names import nearest
-
-Side = Literal["user", "item", "context"]
-Encoding = Literal["vocabulary", "hash"]
-Part = Literal["minute", "hour", "weekday", "day", "month", "year"]
-TimeUnit = Literal["s", "ms", "us", "ns"]
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """What else a feature set declares, for a feature that refers to it."""
-
-    features: Mapping[str, "Feature"]
-    """By name."""
-    labels: tuple[str, ...]
-    timestamp: str | None
-    """Raw column with the event time."""
-
-    def of_kind(self, *kinds: type["Input"]) -> list[str]:
-        """Names of the features of some kinds."""
-        return [name for name, feature in self.features.items() if isinstance(feature, kinds)]
-
-
-class Input(Config):
-    """The base of every kind."""
-
-    def check(self, neighbours: Neighbours) -> None:
-        """Check what the feature says of others; ValueError tells what does not fit."""
 
 
 class Numeric(Input):
@@ -69,101 +41,150 @@ class Numeric(Input):
         return self
 
 
-class Categorical(Input):
-    """One id a row."""
+class Vector(Input):
+    """A precomputed dense vector, such as an embedding of a text: one number a dimension.
 
-    kind: Literal["categorical"] = "categorical"
-    name: str
-    source: str | None = None
-    side: Side = "context"
-    encoding: Encoding = "vocabulary"
-    min_count: PositiveInt = 1
-    """Values seen less often in the training split are out of vocabulary."""
-    max_size: PositiveInt | None = None
-    """Keep only so many of the most frequent values."""
-
-
-class Bag(Input):
-    """Any number of ids a row, without order (genres, tags); duplicates are kept."""
-
-    kind: Literal["bag"] = "bag"
-    name: str
-    source: str | None = None
-    side: Side = "context"
-    encoding: Encoding = "vocabulary"
-    min_count: PositiveInt = 1
-    max_size: PositiveInt | None = None
-    separator: str = " "
-    """Splits a text column; a list column is taken as it is."""
-    max_length: PositiveInt | None = None
-    """Keep only the first so many ids."""
-
-
-class History(Config):
-    """Where a sequence's past comes from when the source has one event a row."""
-
-    by: str
-    """Raw column whose rows form one history, usually the user."""
-    where: str | None = None
-    """Name of a label: only past rows with that label 1 enter the history; all rows if absent."""
-    events: str | None = None
-    """Name of one of `data.events`: its events make the history, not the rows themselves. The table
-    has the column that the `of` feature reads, and `where` names a column of it."""
-
-
-class Sequence(Input):
-    """Past values of another feature, oldest first, at most `max_length` of the most recent.
-
-    With `history`, the build gathers it from the log: rows of the same `by` value with a strictly
-    earlier timestamp, so neither the present row nor one of the same instant is ever included.
-    Without it, `source` is a raw column that holds the list (or a separated text).
-    In batch scoring and in the server the raw row always carries the list itself, under `source`.
+    A list of another length is an error where rows are read: a build rejects the row, a server the
+    request. A null, or a vector with a null, NaN or infinite number in it, is missing as a whole.
     """
 
-    kind: Literal["sequence"] = "sequence"
+    kind: Literal["vector"] = "vector"
     name: str
-    of: str
-    """The categorical feature whose ids (vocabulary or hash, and embedding table) it shares."""
     source: str | None = None
-    side: Side = "user"
-    separator: str = " "
-    max_length: PositiveInt = 50
-    history: History | None = None
+    """Raw column of lists of numbers."""
+    side: Side = "context"
+    dim: Annotated[int, Field(ge=1, le=4096)]
+    """Length of every list; the numbers are the columns `<name>__0`, `<name>__1` ..."""
+    default: FiniteFloat = 0.0
+    """Every number of a missing vector."""
+    indicator: bool = False
+    """Add the number `<name>__missing`: 1.0 where the vector was missing, else 0.0."""
 
     def check(self, neighbours: Neighbours) -> None:
-        """`of` must be a categorical feature, and a history needs a time and known labels."""
-        categorical = neighbours.of_kind(Categorical)
-        if self.of not in categorical:
+        """Its columns must not have the name of another feature."""
+        for place in range(self.dim):
+            if (taken := f"{self.name}__{place}") in neighbours.features:
+                raise ValueError(
+                    f"vector {self.name!r} has a column {taken!r}, which is the name of another"
+                    " feature; rename one of them"
+                )
+
+
+class Frequency(Input):
+    """How often a value, or a combination of values, is there in the training split.
+
+    0 for missing values and for those that the training split does not have.
+    """
+
+    kind: Literal["frequency"] = "frequency"
+    name: str
+    source: str | None = None
+    together_with: tuple[str, ...] = ()
+    """Further raw columns: it is the combination of all their values that is counted."""
+    side: Side = "context"
+    scale: Literal["log1p", "share"] = "log1p"
+    """log(1 + count), or the share of the training rows."""
+
+    def check(self, neighbours: Neighbours) -> None:
+        """It must not count a label."""
+        _check_combination(self, neighbours)
+
+
+class TargetEncoding(Input):
+    """How often a label is 1 where a value, or a combination of values, is there.
+
+    (positives + smoothing x prior) / (rows + smoothing) over the training split, where prior is
+    the rate of all its rows; the prior itself for missing and unseen values. A training row gets
+    the value of the training rows outside its own fold, so that it does not see its own label;
+    other splits and requests get that of all training rows.
+    """
+
+    kind: Literal["target_encoding"] = "target_encoding"
+    name: str
+    source: str | None = None
+    together_with: tuple[str, ...] = ()
+    """Further raw columns: it is the combination of all their values that is encoded."""
+    side: Side = "context"
+    label: str | None = None
+    """Name of the label; the first one if absent."""
+    folds: Annotated[int, Field(ge=2, le=100)] = 5
+    """A row's fold is a hash of its place in the source, whoever encodes it."""
+    smoothing: Annotated[NonNegativeFloat, Field(allow_inf_nan=False)] = 20.0
+    """Rows that the prior counts for."""
+
+    def check(self, neighbours: Neighbours) -> None:
+        """The label must be there, and must not be read as a value."""
+        if self.label is not None and self.label not in neighbours.labels:
             raise ValueError(
-                f"sequence {self.name!r} is a history of {self.of!r}, which is not a"
-                f" categorical feature; {nearest(self.of, categorical)}"
+                f"target_encoding {self.name!r} is of the label {self.label!r};"
+                f" {nearest(self.label, list(neighbours.labels))}"
             )
-        if self.history is None:
-            return
-        if neighbours.timestamp is None:
+        _check_combination(self, neighbours)
+
+
+def _check_combination(feature: Frequency | TargetEncoding, neighbours: Neighbours) -> None:
+    names = [feature.source or feature.name, *feature.together_with]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{feature.kind} {feature.name!r} names the column {name!r} twice")
+        if name in neighbours.label_columns:
             raise ValueError(
-                f"sequence {self.name!r} has a history, so features.timestamp is needed"
-            )
-        where = self.history.where
-        of_log = self.history.events is None
-        if of_log and where is not None and where not in neighbours.labels:
-            raise ValueError(
-                f"sequence {self.name!r}: history.where names the label {where!r};"
-                f" {nearest(where, list(neighbours.labels))}"
+                f"{feature.kind} {feature.name!r} reads {name!r}, from which the label"
+                f" {neighbours.label_columns[name]!r} comes: it would tell what is to be predicted"
             )
 
 
-class DatePart(Input):
-    """A part of a timestamp in UTC, as an id."""
+class Elapsed(Input):
+    """Seconds from one time of a row to another, such as since an item was published.
 
-    kind: Literal["date_part"] = "date_part"
+    Missing where one of the times is missing or no plausible time (years outside 1 to 9999), and,
+    as declared, where the first comes after the second: what is known of the future is a leak more
+    often than a feature.
+    """
+
+    kind: Literal["elapsed"] = "elapsed"
     name: str
     source: str
+    """Raw column of the first time: datetimes, dates, or numbers since 1970."""
     side: Side = "context"
-    part: Part
+    until: str | None = None
+    """Raw column of the second time; features.timestamp if absent. A request must have it."""
     unit: TimeUnit = "s"
-    """Unit of an integer column; ignored for a datetime column."""
+    """Unit of numbers in `source`."""
+    until_unit: TimeUnit = "s"
+    """Unit of numbers in `until`."""
+    log1p: bool = True
+    """sign(x) * log(1 + |x|) of the seconds."""
+    standardize: bool = False
+    """Subtract the mean and divide by the standard deviation of the training split."""
+    future: Literal["missing", "negative"] = "missing"
+    """What it is where `source` comes after `until`: missing, or the negative number that it is."""
+    default: FiniteFloat = 0.0
+    """Stands for a missing value, after log1p and standardisation."""
+    indicator: bool = False
+    """Add the number `<name>__missing`: 1.0 where the value was missing, else 0.0."""
+
+    def check(self, neighbours: Neighbours) -> None:
+        """There must be a second time."""
+        if self.until is None and neighbours.timestamp is None:
+            raise ValueError(
+                f"elapsed {self.name!r} needs features.timestamp, or `until`: the raw column of the"
+                " time up to which to count"
+            )
 
 
-Feature = Annotated[Numeric | Categorical | Bag | Sequence | DatePart, Field(discriminator="kind")]
+Feature = Annotated[
+    Numeric
+    | Categorical
+    | Bag
+    | Sequence
+    | DatePart
+    | Cross
+    | Text
+    | Vector
+    | Frequency
+    | TargetEncoding
+    | Elapsed,
+    Field(discriminator="kind"),
+]
 """A feature of any kind; a new kind is a class here and a line in `feature_store.kinds.KINDS`."""

@@ -88,27 +88,7 @@ class RowExpression:
         Raises:
             InvalidExpression: It cannot be computed from such columns.
         """
-        probe = pl.DataFrame(
-            {
-                name: pl.Series([_plain(schema[name]), None], dtype=schema[name])
-                for name in self.columns
-            }
-        )
-        chosen = probe.lazy().select(self.expression.alias("value"))
-        types = ", ".join(f"{name}: {schema[name]}" for name in self.columns)
-        try:
-            planned, found = chosen.collect_schema()["value"], chosen.collect().schema["value"]
-        except pl.exceptions.PolarsError as error:
-            reason = str(error).splitlines()[0]
-            raise InvalidExpression(
-                f"{self.text!r} cannot be computed from {types}: {reason}"
-            ) from error
-        if planned != found:
-            raise InvalidExpression(
-                f"{self.text!r} over {types} is {planned} to Polars' planner and {found} when"
-                " computed; convert its parts by TRY_CAST(... AS ...)"
-            )
-        return found
+        return _type_over(self, tuple(schema[name] for name in self.columns))
 
 
 @lru_cache(maxsize=1024)
@@ -138,6 +118,29 @@ def parse(text: str) -> RowExpression:
             " in single quotes, names in double ones)"
         )
     return RowExpression(text, expression, columns)
+
+
+@lru_cache(maxsize=1024)
+def _type_over(parsed: RowExpression, types: tuple[pl.DataType, ...]) -> pl.DataType:
+    schema = dict(zip(parsed.columns, types, strict=True))
+    probe = pl.DataFrame(
+        {name: pl.Series([_plain(dtype), None], dtype=dtype) for name, dtype in schema.items()}
+    )
+    chosen = probe.lazy().select(parsed.expression.alias("value"))
+    described = ", ".join(f"{name}: {dtype}" for name, dtype in schema.items())
+    try:
+        planned, found = chosen.collect_schema()["value"], chosen.collect().schema["value"]
+    except pl.exceptions.PolarsError as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidExpression(
+            f"{parsed.text!r} cannot be computed from {described}: {reason}"
+        ) from error
+    if planned != found:
+        raise InvalidExpression(
+            f"{parsed.text!r} over {described} is {planned} to Polars' planner and {found} when"
+            " computed; convert its parts by TRY_CAST(... AS ...)"
+        )
+    return found
 
 
 def _beyond(text: str, what: str) -> InvalidExpression:

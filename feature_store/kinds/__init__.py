@@ -8,13 +8,19 @@ from typing import Any
 
 from feature_store.features import Feature, FeatureSet, IdField
 from feature_store.kinds.categorical import CategoricalKind, DatePartKind
-from feature_store.kinds.kind import Counts, Kind, Learned, Quantiles, Schema
+from feature_store.kinds.cross import CrossKind
+from feature_store.kinds.elapsed import ElapsedKind
+from feature_store.kinds.kind import Counts, Fault, Kind, Learned, Quantiles, Schema
 from feature_store.kinds.lists import BagKind, SequenceKind
 from feature_store.kinds.numeric import NumericKind
+from feature_store.kinds.statistics import FrequencyKind, TargetEncodingKind
+from feature_store.kinds.text import TextKind
+from feature_store.kinds.vectors import VectorKind
 
 __all__ = [
     "KINDS",
     "Counts",
+    "Fault",
     "Kind",
     "Learned",
     "Quantiles",
@@ -25,13 +31,19 @@ __all__ = [
     "sources_of",
 ]
 
-KINDS: dict[str, Kind[Any]] = {
+_PLAIN: dict[str, Kind[Any]] = {
     "numeric": NumericKind(),
     "categorical": CategoricalKind(),
     "bag": BagKind(),
     "sequence": SequenceKind(),
     "date_part": DatePartKind(),
+    "vector": VectorKind(),
+    "frequency": FrequencyKind(),
+    "target_encoding": TargetEncodingKind(),
+    "elapsed": ElapsedKind(),
+    "text": TextKind(),
 }
+KINDS: dict[str, Kind[Any]] = {**_PLAIN, "cross": CrossKind(_PLAIN)}
 """By `kind` of the declared feature."""
 
 
@@ -57,4 +69,5 @@ def declared_fields(feature: Feature, features: FeatureSet) -> tuple[IdField, ..
 def columns_of(feature: Feature, features: FeatureSet) -> tuple[str, ...]:
     """The encoded columns of a feature, in their order."""
     ids = declared_fields(feature, features)
-    return (*(field.name for field in ids), *kind_of(feature).dense(feature))
+    lists = (name for f in ids for name in ((f.name, f.weights) if f.weighted else (f.name,)))
+    return (*lists, *kind_of(feature).dense(feature))

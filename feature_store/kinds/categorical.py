@@ -11,7 +11,7 @@ from feature_store.features import (
     IdField,
     source_of,
 )
-from feature_store.kinds.kind import Counts, Kind, Learned, Schema, vocabulary_size
+from feature_store.kinds.kind import Counts, Kind, Learned, Schema, id_text, vocabulary_size
 
 
 class CategoricalKind(Kind[Categorical]):
@@ -29,7 +29,15 @@ class CategoricalKind(Kind[Categorical]):
             return None
         name = source_of(feature)
         texts = columns.canonical_text(pl.col(name), schema[name])
-        return Counts(texts, feature.min_count, feature.max_size)
+        return Counts(texts, feature.min_count, feature.max_size, feature.max_distinct)
+
+    def crossed(
+        self, feature: Categorical, features: FeatureSet, schema: Schema, learned: Learned
+    ) -> pl.Expr | None:
+        """The canonical text."""
+        name = source_of(feature)
+        text = columns.canonical_text(pl.col(name), schema[name])
+        return pl.when(text != "").then(text)
 
     def encode(
         self, feature: Categorical, features: FeatureSet, schema: Schema, learned: Learned
@@ -54,6 +62,12 @@ class CategoricalKind(Kind[Categorical]):
 
 class DatePartKind(Kind[DatePart]):
     """`DatePart`: see there."""
+
+    def crossed(
+        self, feature: DatePart, features: FeatureSet, schema: Schema, learned: Learned
+    ) -> pl.Expr | None:
+        """The id as text."""
+        return id_text(self.encode(feature, features, schema, learned)[0])
 
     def encode(
         self, feature: DatePart, features: FeatureSet, schema: Schema, learned: Learned

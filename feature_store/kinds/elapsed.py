@@ -18,7 +18,7 @@ _FIRST, _END = -62_135_596_800_000_000, 253_402_300_800_000_000
 class ElapsedKind(Kind[Elapsed]):
     """`Elapsed`: see there."""
 
-    def sources(self, feature: Elapsed, features: FeatureSet) -> tuple[str, ...]:
+    def reads(self, feature: Elapsed, features: FeatureSet) -> tuple[str, ...]:
         """Both times."""
         return feature.source, _until(feature, features)
 

@@ -9,7 +9,8 @@ from typing import Generic, TypeVar
 import polars as pl
 
 from feature_store import vocabulary
-from feature_store.features import FIRST_ID, Feature, FeatureSet, IdField, source_of
+from feature_store.declaration import MAX_DISTINCT
+from feature_store.features import FIRST_ID, MISSING_ID, Feature, FeatureSet, IdField, source_of
 
 Schema = Mapping[str, pl.DataType]
 F = TypeVar("F", bound=Feature)
@@ -42,6 +43,21 @@ class Counts:
     """One text a value, exploded where a row has several; null and "" are not counted."""
     min_count: int = 1
     max_size: int | None = None
+    max_distinct: int = MAX_DISTINCT
+    """More distinct texts are an error."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that no raw row may have."""
+
+    what: str
+    """What may have it, for a message."""
+    expected: str
+    column: str
+    """The raw column to look at."""
+    is_bad: pl.Expr
+    """Never null."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,11 @@ class Kind(ABC, Generic[F]):
     """
 
     def sources(self, feature: F, features: FeatureSet) -> tuple[str, ...]:
-        """The raw columns that encoding reads, so that scoring must have them."""
+        """The raw columns that scoring must have: what encoding reads, or what derives it."""
+        return features.raw_columns(self.reads(feature, features))
+
+    def reads(self, feature: F, features: FeatureSet) -> tuple[str, ...]:
+        """The columns that encoding reads: raw ones, and those of `features.derived`."""
         return (source_of(feature),)
 
     def logged(self, feature: F, features: FeatureSet) -> dict[str, str]:
@@ -103,6 +123,26 @@ class Kind(ABC, Generic[F]):
         """
         return None
 
+    def refers(self, feature: F) -> tuple[str, ...]:
+        """Names of the other features without which it cannot be."""
+        return ()
+
+    def crossed(
+        self, feature: F, features: FeatureSet, schema: Schema, learned: Learned
+    ) -> pl.Expr | None:
+        """Its value as text, for crosses; None: it cannot be crossed.
+
+        Null where missing; of a bag, the list of its values, without nulls.
+        """
+        return None
+
+    def faults(self, feature: F, features: FeatureSet, schema: Schema) -> list["Fault"]:
+        """What makes a raw row unusable: builds reject it, servers the request.
+
+        Also called on the log's rows before histories are gathered, which lack their columns.
+        """
+        return []
+
     @abstractmethod
     def encode(
         self, feature: F, features: FeatureSet, schema: Schema, learned: Learned
@@ -132,3 +172,8 @@ def vocabulary_size(name: str, learned: Learned) -> int | None:
     """Ids of a feature with a vocabulary; None for one without."""
     values = learned.vocabularies.get(name)
     return None if values is None else len(values) + FIRST_ID
+
+
+def id_text(ids: pl.Expr) -> pl.Expr:
+    """Ids as text; null where missing."""
+    return pl.when(ids != MISSING_ID).then(ids.cast(pl.String))

@@ -4,7 +4,7 @@ import polars as pl
 
 from feature_store import expressions
 from feature_store.features import FIRST_ID, FeatureSet, IdField, Numeric, source_of
-from feature_store.kinds.kind import Kind, Learned, Quantiles, Schema
+from feature_store.kinds.kind import Kind, Learned, Quantiles, Schema, id_text
 
 
 class NumericKind(Kind[Numeric]):
@@ -19,6 +19,14 @@ class NumericKind(Kind[Numeric]):
         if feature.num_buckets is None:
             return None
         return Quantiles(_finite(feature, schema), feature.num_buckets)
+
+    def crossed(
+        self, feature: Numeric, features: FeatureSet, schema: Schema, learned: Learned
+    ) -> pl.Expr | None:
+        """The bucket's id as text."""
+        if feature.num_buckets is None:
+            return None
+        return id_text(self.encode(feature, features, schema, learned)[0])
 
     def encode(
         self, feature: Numeric, features: FeatureSet, schema: Schema, learned: Learned

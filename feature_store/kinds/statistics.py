@@ -22,7 +22,7 @@ _NO_NUMBER = pl.lit(0.0, pl.Float32)
 class FrequencyKind(Kind[Frequency]):
     """`Frequency`: see there."""
 
-    def sources(self, feature: Frequency, features: FeatureSet) -> tuple[str, ...]:
+    def reads(self, feature: Frequency, features: FeatureSet) -> tuple[str, ...]:
         """All columns of the combination."""
         return columns_of(feature)
 
@@ -50,7 +50,7 @@ class FrequencyKind(Kind[Frequency]):
 class TargetEncodingKind(Kind[TargetEncoding]):
     """`TargetEncoding`: see there; what training rows get is in `pipelines.folds`."""
 
-    def sources(self, feature: TargetEncoding, features: FeatureSet) -> tuple[str, ...]:
+    def reads(self, feature: TargetEncoding, features: FeatureSet) -> tuple[str, ...]:
         """All columns of the combination."""
         return columns_of(feature)
 
