@@ -7,6 +7,7 @@ refused.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -28,7 +29,7 @@ class DeltaFiles:
     """One version of a Delta table."""
 
     files: Mapping[AnyFile, Mapping[str, str | None]]
-    """Its files by name, each with the partition columns of its rows as text."""
+    """Its files, older ones first, each with the partition columns of its rows as text."""
     columns: frozenset[str]
     """Of the table; files that are older than a column lack it."""
 
@@ -63,11 +64,10 @@ def delta_files(entry: str, version: int | None) -> DeltaFiles:
     except (DeltaError, OSError, ValueError) as error:
         wanted = "" if version is None else f" at version {version}"
         raise UnreadableTable(
-            f"the log of the Delta table {entry} cannot be read{wanted}:"
-            f" {str(error).strip().splitlines()[0]}"
+            f"the log of the Delta table {entry} cannot be read{wanted}: {_reason(place, version, error)}"
         ) from error
     _require_plain(table, entry)
-    actions = pl.DataFrame(table.get_add_actions(flatten=True)).sort("path")
+    actions = pl.DataFrame(table.get_add_actions(flatten=True)).sort("modification_time", "path")
     keys = table.metadata().partition_columns
     by_path = {
         unquote(row["path"]): {key: row[_PARTITION + key] for key in keys}
@@ -106,3 +106,18 @@ def _require_plain(table: DeltaTable, entry: str) -> None:
                 " deleted (deletion vectors), which cannot be read; purge them (REORG TABLE ..."
                 " APPLY (PURGE))"
             )
+
+
+def _reason(place: str, version: int | None, error: Exception) -> str:
+    """The commit that is not there, or what the log's reader says."""
+    if is_remote(place):
+        found = list(remote_listing(f"{place}/_delta_log"))
+    else:
+        found = [path.name for path in (Path(place) / "_delta_log").iterdir()]
+    commits = sorted(int(name[:-5]) for name in found if name[:-5].isdigit())
+    for commit, after in pairwise(commits):
+        if after > commit + 1:
+            return f"it has lost the file {commit + 1:020d}.json"
+    if version is not None and commits and version > commits[-1]:
+        return f"its latest version is {commits[-1]}"
+    return str(error).strip().splitlines()[0]

@@ -72,55 +72,85 @@ def read_table(
     limit: int | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Table:
-    """Read a table.
+    """Open a table and read it; see `open_table` and `OpenTable.read`."""
+    return open_table(table, names).read(folder, limit, on_progress)
+
+
+def open_table(table: TableConfig, names: list[str]) -> "OpenTable":
+    """Read the headers and footers of a table's files.
 
     Args:
         table: Its files and columns.
         names: The columns to read.
-        folder: For staged files; must stay as long as the frames are used.
-        limit: Read about so many of the first rows only.
-        on_progress: Told of rows of text that were read.
 
     Raises:
         FileNotFoundError: There is no such file.
         SchemaMismatch: A file does not have the declared columns, in a type that can be read.
         ValueError: A file is empty, damaged or cut.
     """
-    opened = [_opened(source, table, names) for source in table_files(table)]
-    read: list[FileRows] = []
-    first_rows: list[int] = []
-    rejections: list[Rejection] = []
-    fields: set[str] = set()
-    missing = {name for one in opened if isinstance(one, JsonLines) for name in names}
-    num_rows = 0
-    for number, one in enumerate(opened):
-        left = None if limit is None else limit - num_rows
-        if left is not None and left <= 0:
-            break
-        if isinstance(one, Typed):
-            rows, rejected = _lazily(one, table, names, left)
-            missing -= set(names)
-        else:
-            on_progress(f"reading {one.file.name}", num_rows, None)
-            target = folder / f"{number:06d}.parquet"
-            staged = one.stage([n for n in names if n not in one.fixed], target, left)
-            frame = _with_fixed(pl.scan_parquet(target, glob=False), one, table, names)
-            rows = FileRows(one.file.name, frame, staged.num_lines, staged=True)
-            rejected = staged.rejected
-            missing -= staged.present | set(one.fixed)
-            fields |= staged.fields
-        read.append(rows)
-        first_rows.append(num_rows)
-        rejections += rejected
-        num_rows += rows.num_rows
-    if missing and limit is None and num_rows:
-        raise _no_field(opened, sorted(missing)[0], fields)
-    reached = opened[: len(read)]
-    places = Places([o.file for o in reached], first_rows, [o.first_line for o in reached])
-    return Table(read, num_rows, rejections, places)
+    return OpenTable(table, names, [_opened(source, table, names) for source in table_files(table)])
 
 
 Opened = Delimited | JsonLines | Typed
+
+
+@dataclass(frozen=True)
+class OpenTable:
+    """A table whose files fit."""
+
+    table: TableConfig
+    names: list[str]
+    opened: list[Opened]
+
+    def read(
+        self,
+        folder: Path,
+        limit: int | None = None,
+        on_progress: OnProgress = lambda *_: None,
+    ) -> Table:
+        """Stage what is text, and find the rows that cannot be read.
+
+        Args:
+            folder: For staged files; must stay as long as the frames are used.
+            limit: Read about so many of the first rows only.
+            on_progress: Told of rows of text that were read.
+
+        Raises:
+            SchemaMismatch: No line of JSON has a field.
+            ValueError: A file is damaged or cut.
+        """
+        table, names, opened = self.table, self.names, self.opened
+        read: list[FileRows] = []
+        first_rows: list[int] = []
+        rejections: list[Rejection] = []
+        fields: set[str] = set()
+        missing = {name for one in opened if isinstance(one, JsonLines) for name in names}
+        num_rows = 0
+        for number, one in enumerate(opened):
+            left = None if limit is None else limit - num_rows
+            if left is not None and left <= 0:
+                break
+            if isinstance(one, Typed):
+                rows, rejected = _lazily(one, table, names, left)
+                missing -= set(names)
+            else:
+                on_progress(f"reading {one.file.name}", num_rows, None)
+                target = folder / f"{number:06d}.parquet"
+                staged = one.stage([n for n in names if n not in one.fixed], target, left)
+                frame = _with_fixed(pl.scan_parquet(target, glob=False), one, table, names)
+                rows = FileRows(one.file.name, frame, staged.num_lines, staged=True)
+                rejected = staged.rejected
+                missing -= staged.present | set(one.fixed)
+                fields |= staged.fields
+            read.append(rows)
+            first_rows.append(num_rows)
+            rejections += rejected
+            num_rows += rows.num_rows
+        if missing and limit is None and num_rows:
+            raise _no_field(opened, sorted(missing)[0], fields)
+        reached = opened[: len(read)]
+        places = Places([o.file for o in reached], first_rows, [o.first_line for o in reached])
+        return Table(read, num_rows, rejections, places)
 
 
 def _opened(source: SourceFile, table: TableConfig, names: list[str]) -> Opened:

@@ -22,6 +22,7 @@ from pipelines.events import EventsConfig, EventTable, Tables
 from pipelines.files import AnyFile
 from pipelines.joins import joined
 from pipelines.leakage import LeakageConfig
+from pipelines.parts import Part, parts_of
 from pipelines.reading import OnProgress, open_table
 from pipelines.rejection import Rejection, require_few
 from pipelines.split import SplitConfig, splits_of
@@ -143,6 +144,8 @@ class Source:
 
     frame: pl.LazyFrame
     """`__row` and the needed columns, in the order of the files; the same whenever it is read."""
+    parts: list[Part]
+    """The same rows in parts, with the columns of the main files only."""
     rows_in: int
     """Rows of the main files."""
     rejections: list[Rejection]
@@ -204,6 +207,7 @@ def read(
     if table.num_rows == 0:
         raise ValueError(f"{config.path}: there are no rows, only a header")
     frame = table.frame
+    parts = parts_of(table.files)
     side_rejections: list[Rejection] = []
     unmatched: dict[str, int] = {}
     sides: list[tuple[str, pl.LazyFrame]] = []
@@ -232,6 +236,7 @@ def read(
     if late:
         rows = pl.Series(sorted(late), dtype=pl.Int64)
         frame = frame.filter(~pl.col(ROW_COLUMN).is_in(rows.implode()))
+        parts = [part.without(rows) for part in parts]
     rejections = sorted([*table.rejections, *late.values()], key=lambda r: (r.file, r.line))
     gathered = event_tables.gather(
         frame,
@@ -243,7 +248,9 @@ def read(
     frame = gathered.frame
     side_rejections += gathered.rejections
     files = table.places.begins()
-    return Source(frame, table.num_rows, rejections, side_rejections, unmatched, files, sides)
+    return Source(
+        frame, parts, table.num_rows, rejections, side_rejections, unmatched, files, sides
+    )
 
 
 def preview(config: DataConfig, feature_set: FeatureSet, num_rows: int = 1000) -> Preview:

@@ -431,9 +431,14 @@ def test_bad_rows_of_a_side_table_count_too(tmp_path: Path) -> None:
         ({"joins": [{"path": "x", "on": "usr", "columns": {"usr": "int"}}]}, "did you mean 'user'"),
         ({"joins": [{"path": "x", "on": "user", "columns": {"usr": "int"}}]}, "did you mean 'usr'"),
         (
-            {"joins": [{"path": "x", "on": "user", "columns": {"user": "int", "price": "int"}}]},
+            {"joins": [{"path": "x", "on": "user", "columns": {"user": "string", "price": "int"}}]},
             "'price' of x is already there",
         ),
+        (
+            {"joins": [{"path": "x", "on": "user", "columns": {"user": "int"}}]},
+            "'user' of x is declared as int, in the rows as string; declare the same type",
+        ),
+        ({"store": "s3://bucket/store"}, "a store is a folder on disk"),
     ],
 )
 def test_a_wrong_configuration_is_refused(change: dict[str, Any], message: str) -> None:
