@@ -4,7 +4,7 @@ Commands import what they run when they run, as in `recsys.cli`.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -64,3 +64,45 @@ def list_tables(store: StoreFolder = STORE, as_json: AsJson = False) -> None:
     opened = Store(store)
     latest = [opened.open(name) for name in opened.names()]
     feature_summary.show_tables(latest, as_json=as_json)
+
+
+@features_app.command("rank")
+def rank_features(
+    version: Annotated[
+        str, typer.Argument(metavar="NAME[@VERSION]", help="The latest version without a number.")
+    ],
+    method: Annotated[
+        Literal["outrank", "quickselection"],
+        typer.Option(
+            help="outrank: what features tell of a label. quickselection: of one another."
+        ),
+    ] = "outrank",
+    label: Annotated[
+        str | None, typer.Option(help="For outrank; the version's first label if absent.")
+    ] = None,
+    with_pairs: Annotated[
+        bool, typer.Option("--pairs/--no-pairs", help="Score pairs and order by 3MR.")
+    ] = True,
+    epochs: Annotated[int, typer.Option(min=1, help="Of quickselection.")] = 10,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    store: StoreFolder = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Order a version's features by what they tell."""
+    from feature_store.publishing import select
+    from pipelines import ranking
+    from recsys import console, feature_summary
+
+    opened = select(store, version)
+    with console.Reporter() as report:
+
+        def told(stage: str, done: int, total: int | None) -> None:
+            report("rank", stage, done, total)
+
+        if method == "outrank":
+            found = ranking.rank(
+                opened, label=label, with_pairs=with_pairs, seed=seed, on_progress=told
+            )
+        else:
+            found = ranking.rank_unsupervised(opened, epochs=epochs, seed=seed, on_progress=told)
+    feature_summary.show_ranking(found, as_json=as_json)

@@ -1,0 +1,186 @@
+"""OutRank: which features tell of the label more than chance would (Skrlj and Mramor, RecSys 2023).
+
+The score of a feature X for a label Y is S = H_noise(Y|X) - H(Y|X), in nats: how much less is left
+to ask about Y, once X is known, than a random feature with the same counts of values would leave.
+Values that occur once tell nothing and are passed over in both terms. The authors draw the noise
+(labels shifted along the rows); here it is its exact mean: the labels of a value that occurs c
+times are hypergeometric, so
+
+    H_noise(Y|X) = sum_v c_v / n * E[h(K / c_v)],   K ~ Hypergeometric(n, positives, c_v).
+
+A feature without signal has S around 0, on either side, whatever its cardinality. Pairs are scored
+as one joint feature. `select` orders features by 3MR: relevance, less redundancy, plus relation.
+
+Shapes: n rows of a batch, V different values.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import gammaln, xlogy
+
+from pipelines.information import LEAST_SHARE
+
+Codes = npt.NDArray[np.int64]
+_MOST_SUPPORT = 1 << 11
+"""Up to so many rows of a value the chance term is summed over all outcomes; above, its expansion
+for large counts is exact to far more digits than any score shows."""
+
+
+def entropy_of_share(share: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """h(p) = -p log p - (1 - p) log(1 - p), in nats."""
+    return -xlogy(share, share) - xlogy(1 - share, 1 - share)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The 0/1 labels of a batch, and what chance does with them."""
+
+    values: npt.NDArray[np.bool_]
+    """(n,)"""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.values)
+
+    @cached_property
+    def positives(self) -> int:
+        """Rows with label 1."""
+        return int(self.values.sum())
+
+    @cached_property
+    def entropy(self) -> float:
+        """H(Y)."""
+        return float(entropy_of_share(np.array(self.positives / max(self.rows, 1))))
+
+    @cached_property
+    def _by_count(self) -> dict[int, float]:
+        return {}
+
+    def chance_entropy(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """E[h(K / c)] for each count c of rows drawn without replacement."""
+        found = self._by_count
+        for count in counts.tolist():
+            if count not in found:
+                found[count] = self._chance_entropy(count)
+        return np.array([found[count] for count in counts.tolist()])
+
+    def _chance_entropy(self, count: int) -> float:
+        rows, positives = self.rows, self.positives
+        share = positives / rows
+        if count > _MOST_SUPPORT:
+            # h(p + e) = h(p) + h'(p) e + h''(p) e^2 / 2 + ..., E[e] = 0, E[e^2] the variance.
+            variance = share * (1 - share) / count * (rows - count) / max(rows - 1, 1)
+            bend = -1 / (share * (1 - share)) if 0 < share < 1 else 0.0
+            return float(entropy_of_share(np.array(share))) + bend * variance / 2
+        least, most = max(0, count - (rows - positives)), min(count, positives)
+        hits = np.arange(least, most + 1)
+        log_share = (
+            _log_choose(positives, hits)
+            + _log_choose(rows - positives, count - hits)
+            - _log_choose(rows, np.array(count))
+        )
+        return float(np.exp(log_share) @ entropy_of_share(hits / count))
+
+
+def _log_choose(total: int, chosen: Codes) -> npt.NDArray[np.float64]:
+    return gammaln(total + 1) - gammaln(chosen + 1) - gammaln(total - chosen + 1)
+
+
+def compact(symbols: npt.NDArray[np.int64]) -> Codes:
+    """Numbers 0 .. V - 1 for the symbols of a column: hashes, too, count from 0."""
+    return np.unique(symbols, return_inverse=True)[1].astype(np.int64)
+
+
+def joint(first: Codes, second: Codes) -> Codes:
+    """One compact column for two: equal where both are; nothing collides."""
+    return compact(first * (int(second.max(initial=0)) + 1) + second)
+
+
+def score(codes: Codes, labels: Labels) -> float:
+    """S of a compact column, in nats."""
+    counts = np.bincount(codes)
+    hits = np.bincount(codes, weights=labels.values)
+    several = counts > 1
+    counts, hits = counts[several], hits[several]
+    distinct, places = np.unique(counts, return_inverse=True)
+    chance = labels.chance_entropy(distinct)[places]
+    gains = counts * (chance - entropy_of_share(hits / counts))
+    return float(gains.sum() / labels.rows)
+
+
+def redundancy(first: Codes, second: Codes, random: np.random.Generator) -> float:
+    """How much of the poorer column's entropy the other tells, beyond chance: 0 to 1.
+
+    (I - E[I]) / (H - E[I]), E[I] from one shuffle; 0 where chance explains nearly all of H.
+    """
+    entropies = _entropy(first), _entropy(second)
+    by_chance = sum(entropies) - _entropy(joint(first, random.permutation(second)))
+    told = sum(entropies) - _entropy(joint(first, second))
+    most = min(entropies) - by_chance
+    if most <= LEAST_SHARE * min(entropies):
+        return 0.0
+    return float(np.clip((told - by_chance) / most, 0.0, 1.0))
+
+
+def _entropy(codes: Codes) -> float:
+    shares = np.bincount(codes) / max(len(codes), 1)
+    return float(-xlogy(shares, shares).sum())
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two features, by their places in a ranking."""
+
+    first: int
+    second: int
+    score: float
+    """S of both as one joint feature, in nats."""
+    redundancy: float
+    """Share of the poorer one's entropy that the other tells."""
+
+
+def select(relevance: Sequence[float], pairs: Sequence[Pair]) -> list[int]:
+    """The order in which 3MR takes the features, best first.
+
+    The next is the one with the most relevance(f) - median redundancy(f, g) + median relation(f, g)
+    over all chosen g, each of the three scaled to 0 .. 1 over features or pairs. Without a chosen
+    one, relevance alone decides; ties go to the feature that was declared first.
+
+    Args:
+        relevance: score of each feature.
+        pairs: of the features; those that were not measured count with neither.
+    """
+    size = len(relevance)
+    worth = _scaled(np.asarray(relevance, np.float64))
+    relation, redundant = np.full((size, size), np.nan), np.full((size, size), np.nan)
+    related = _scaled(np.array([pair.score for pair in pairs]))
+    repeated = _scaled(np.array([pair.redundancy for pair in pairs]))
+    for pair, relates, repeats in zip(pairs, related, repeated, strict=True):
+        for a, b in ((pair.first, pair.second), (pair.second, pair.first)):
+            relation[a, b], redundant[a, b] = relates, repeats
+    chosen: list[int] = []
+    while len(chosen) < size:
+        left = [place for place in range(size) if place not in chosen]
+        values = [
+            worth[place] - _median(redundant[place, chosen]) + _median(relation[place, chosen])
+            for place in left
+        ]
+        chosen.append(left[int(np.argmax(values))])
+    return chosen
+
+
+def _median(values: npt.NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if len(known) else 0.0
+
+
+def _scaled(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    if not len(values):
+        return values
+    span = values.max() - values.min()
+    return (values - values.min()) / span if span > 0 else np.zeros_like(values)

@@ -1,0 +1,300 @@
+"""Which features of a version matter: each alone, in pairs, and together.
+
+OutRank (`pipelines.outrank`) asks what a feature tells of the label beyond chance, and 3MR orders
+features so that none repeats the ones before it. QuickSelection (`pipelines.quick_selection`) reads
+no labels: it asks what a feature carries about the others. Rows are streamed in batches of the
+training split; memory holds one batch, and for pairs a sample of rows.
+
+Shapes: B rows of a batch, I inputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from feature_store.features import nearest
+from feature_store.version import Version
+from pipelines import outrank
+from pipelines.information import symbols
+from pipelines.outrank import Labels, Pair
+from pipelines.quick_selection import Matrix, QuickSelectionConfig, SparseAutoEncoder
+from pipelines.sources import OnProgress
+
+BATCH_ROWS = 1 << 17
+"""Rows that a feature is scored on at a time: values that occur once in them tell nothing."""
+PAIR_ROWS = 1 << 16
+"""Rows, drawn from all batches alike, that pairs are scored on."""
+MAX_PAIRS = 1 << 15
+"""More pairs than that are a random sample, as in OutRank."""
+MAX_VALUES = 32
+"""Most frequent values of an id field that QuickSelection sees, each as an input of its own."""
+
+
+@dataclass(frozen=True)
+class RankedFeature:
+    """One feature's place."""
+
+    name: str
+    score: float
+    """OutRank: nats of the label's entropy told beyond chance. QuickSelection: mean strength of the
+    feature's inputs."""
+    share: float | None
+    """OutRank: the score as a share of the label's entropy."""
+    deviation: float | None
+    """OutRank: of the score over batches; None with a single one."""
+
+
+@dataclass(frozen=True)
+class RankedPair:
+    """Two features as one."""
+
+    first: str
+    second: str
+    score: float
+    """Nats of the label's entropy told beyond chance, by both together."""
+    beyond: float
+    """The score above the better one's alone, on the same rows."""
+    redundancy: float
+    """Share of the poorer one's entropy that the other tells."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Features in their order, best first."""
+
+    method: str
+    label: str | None
+    rows: int
+    features: tuple[RankedFeature, ...]
+    """In the order of 3MR where pairs were scored, else by score."""
+    pairs: tuple[RankedPair, ...] = ()
+    """Best first."""
+
+
+def rank(
+    version: Version,
+    *,
+    label: str | None = None,
+    with_pairs: bool = True,
+    seed: int = 0,
+    on_progress: OnProgress = lambda *_: None,
+) -> Ranking:
+    """Rank the features of a version by OutRank.
+
+    Args:
+        version: Whose training split is read.
+        label: One of its labels; the first if absent.
+        with_pairs: Score pairs and order by 3MR; else by each feature's own score.
+        seed: Of the rows and pairs that are drawn.
+        on_progress: Told of rows and pairs.
+
+    Raises:
+        ValueError: No such label, or only one class of it.
+    """
+    label = _known_label(version, label)
+    names = feature_names(version)
+    random = np.random.default_rng(seed)
+    total, done = version.rows["train"], 0
+    scores: list[list[float]] = []
+    entropies: list[float] = []
+    sampled: list[pl.DataFrame] = []
+    for batch in batches(version, [*names, label], BATCH_ROWS):
+        columns = symbols(batch.select(names), seed)
+        labels = Labels(batch.get_column(label).to_numpy() > 0)
+        # What is left over at the end is too few rows to count as much as the others.
+        if done == 0 or len(batch) >= BATCH_ROWS // 2:
+            scores.append([outrank.score(codes, labels) for codes in _codes(columns)])
+            entropies.append(labels.entropy)
+        wanted = -(-PAIR_ROWS * len(batch) // total)
+        rows = random.permutation(len(batch))[:wanted]
+        sampled.append(columns.with_columns(batch.get_column(label))[rows])
+        done += len(batch)
+        on_progress("scoring features", done, total)
+    entropy = float(np.median(entropies)) if entropies else 0.0
+    if entropy == 0.0:
+        raise ValueError(
+            f"label {label!r} has one class in the training split of {version.name!r}, so no"
+            " feature can tell of it"
+        )
+    features = [
+        RankedFeature(
+            name=name,
+            score=(middle := float(np.median(values))),
+            share=middle / entropy,
+            deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        )
+        for name, values in zip(names, zip(*scores, strict=True), strict=True)
+    ]
+    pairs: list[Pair] = []
+    if with_pairs:
+        pairs = _pairs(pl.concat(sampled).head(PAIR_ROWS), label, seed, on_progress)
+        order = outrank.select([f.score for f in features], pairs)
+    else:
+        order = sorted(range(len(features)), key=lambda place: -features[place].score)
+    return Ranking(
+        method="outrank",
+        label=label,
+        rows=total,
+        features=tuple(features[place] for place in order),
+        pairs=_named(pairs, pl.concat(sampled).head(PAIR_ROWS), label, names),
+    )
+
+
+def rank_unsupervised(
+    version: Version,
+    config: QuickSelectionConfig | None = None,
+    *,
+    epochs: int = 10,
+    max_rows: int = 20_000,
+    seed: int = 0,
+    on_progress: OnProgress = lambda *_: None,
+) -> Ranking:
+    """Rank the features of a version by QuickSelection, without its labels.
+
+    Numbers are inputs as they are; an id field has one for each of its most frequent values, a list
+    one for each that it may hold. All are standardised on the rows that are read.
+
+    Args:
+        version: Whose training split is read.
+        config: Of the auto-encoder; if absent the paper's, with a hidden unit for every fifth input
+            at most: one that has room for all inputs keeps noise, too.
+        epochs: Passes over the rows; strengths are told apart by the tenth.
+        max_rows: Rows of a pass: so many, spread evenly over the split.
+        seed: Of connections, noise and the order of rows; not used where a config has one.
+        on_progress: Told of epochs.
+
+    Raises:
+        ValueError: There are no rows.
+    """
+    names = feature_names(version)
+    total = version.rows["train"]
+    every = max(1, total // max_rows)
+    parts = [batch[::every] for batch in batches(version, names, BATCH_ROWS)]
+    if not parts:
+        raise ValueError(f"{version.name!r} has no training rows")
+    rows = pl.concat(parts)
+    inputs = {name: _inputs(rows.get_column(name)) for name in names}
+    x_RI = np.concatenate(list(inputs.values()), axis=1)
+    deviation_I = x_RI.std(axis=0)
+    varied_I = deviation_I > 0
+    x_RI = (x_RI[:, varied_I] - x_RI[:, varied_I].mean(axis=0)) / deviation_I[varied_I]
+    if config is None:
+        num_hidden = min(QuickSelectionConfig.num_hidden, max(1, x_RI.shape[1] // 5))
+        config = QuickSelectionConfig(num_hidden=num_hidden, seed=seed)
+    model = SparseAutoEncoder(x_RI.shape[1], config)
+    random = np.random.default_rng(config.seed)
+    for epoch in range(epochs):
+        on_progress("training the auto-encoder", epoch, epochs)
+        shuffled_RI = x_RI[random.permutation(len(x_RI))]
+        model.epoch(
+            shuffled_RI[begin : begin + config.batch_size]
+            for begin in range(0, len(shuffled_RI), config.batch_size)
+        )
+    on_progress("training the auto-encoder", epochs, epochs)
+    strength_I = np.zeros(len(varied_I))
+    strength_I[varied_I] = model.strengths()
+    owner_I = np.repeat(np.arange(len(names)), [part.shape[1] for part in inputs.values()])
+    ranked = [
+        RankedFeature(name, float(strength_I[owner_I == place].mean()), None, None)
+        for place, name in enumerate(names)
+    ]
+    ranked.sort(key=lambda feature: -feature.score)
+    return Ranking("quickselection", None, len(x_RI), tuple(ranked))
+
+
+def feature_names(version: Version) -> list[str]:
+    """The encoded columns that a model reads, as far as they are features of their own."""
+    return [*(field.name for field in version.layout.ids), *version.layout.dense]
+
+
+def batches(version: Version, columns: Sequence[str], rows: int) -> Iterator[pl.DataFrame]:
+    """Some columns of the training split, so many rows at a time, in the order of the source."""
+    held: list[pa.RecordBatch] = []
+    size = 0
+    for path in version.files("train"):
+        for part in pq.ParquetFile(path).iter_batches(rows, columns=list(columns)):
+            while size + part.num_rows >= rows:
+                held.append(part.slice(0, rows - size))
+                part = part.slice(rows - size)
+                yield _frame(held)
+                held, size = [], 0
+            if part.num_rows:
+                held.append(part)
+                size += part.num_rows
+    if held:
+        yield _frame(held)
+
+
+def _frame(parts: list[pa.RecordBatch]) -> pl.DataFrame:
+    found = pl.from_arrow(pa.Table.from_batches(parts))
+    assert isinstance(found, pl.DataFrame), "a table is a frame"
+    return found
+
+
+def _known_label(version: Version, label: str | None) -> str:
+    tasks = list(version.layout.tasks)
+    if label is None:
+        return tasks[0]
+    if label not in tasks:
+        raise ValueError(f"{version.name!r} has no label {label!r}; {nearest(label, tasks)}")
+    return label
+
+
+def _codes(columns: pl.DataFrame) -> list[outrank.Codes]:
+    return [outrank.compact(column.fill_null(-1).to_numpy()) for column in columns]
+
+
+def _pairs(sample: pl.DataFrame, label: str, seed: int, on_progress: OnProgress) -> list[Pair]:
+    labels = Labels(sample.get_column(label).to_numpy() > 0)
+    codes = _codes(sample.drop(label))
+    random = np.random.default_rng(seed)
+    places = list(combinations(range(len(codes)), 2))
+    if len(places) > MAX_PAIRS:
+        drawn = random.choice(len(places), MAX_PAIRS, replace=False)
+        places = [places[place] for place in np.sort(drawn)]
+    found = []
+    for number, (a, b) in enumerate(places):
+        both = outrank.score(outrank.joint(codes[a], codes[b]), labels)
+        found.append(Pair(a, b, both, outrank.redundancy(codes[a], codes[b], random)))
+        if number % 64 == 0:
+            on_progress("scoring pairs", number, len(places))
+    return found
+
+
+def _named(
+    pairs: Sequence[Pair], sample: pl.DataFrame, label: str, names: Sequence[str]
+) -> tuple[RankedPair, ...]:
+    """Pairs by name, each beside the better of its two on the same rows."""
+    if not pairs:
+        return ()
+    labels = Labels(sample.get_column(label).to_numpy() > 0)
+    alone = [outrank.score(codes, labels) for codes in _codes(sample.drop(label))]
+    named = [
+        RankedPair(
+            names[pair.first],
+            names[pair.second],
+            pair.score,
+            pair.score - max(alone[pair.first], alone[pair.second]),
+            pair.redundancy,
+        )
+        for pair in pairs
+    ]
+    return tuple(sorted(named, key=lambda pair: -pair.score))
+
+
+def _inputs(column: pl.Series) -> Matrix:
+    """(R, 1) of a number, (R, values) of an id or a list."""
+    if column.dtype.is_float():
+        return column.to_numpy().astype(np.float32)[:, None]
+    lists = column.dtype == pl.List
+    counts = (column.explode() if lists else column).drop_nulls().value_counts(sort=True)
+    frequent = counts.get_column(column.name).head(MAX_VALUES)
+    held = [column.list.contains(v) if lists else column == v for v in frequent.to_list()]
+    if not held:
+        return np.zeros((len(column), 1), np.float32)
+    return np.stack([each.to_numpy().astype(np.float32) for each in held], axis=1)
