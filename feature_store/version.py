@@ -57,6 +57,11 @@ class Metadata(TypedDict):
     libraries: dict[str, str]
     negatives_dropped: NotRequired[int]
     """Training rows that data.negative_downsampling left out; absent without it."""
+    missing: NotRequired[dict[str, dict[str, int]]]
+    """By split and encoded number, rows whose raw number was missing; those with an indicator tell
+    that themselves."""
+    warnings: NotRequired[list[str]]
+    """What data.checks warned of; absent if of nothing."""
     owner: NotRequired[str | None]
     """data.owner when the version was built."""
     description: NotRequired[str | None]

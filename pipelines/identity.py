@@ -108,7 +108,7 @@ def fingerprint(
     Their names count only where they decide the split. A selection counts by its content, as one of
     the sources; a version that this one grows from by its fingerprint.
     """
-    described = _plain(data, {"path", "store", "joins", "events", "owner", "description"})
+    described = _plain(data, {"path", "store", "joins", "events", "owner", "description", "checks"})
     described["joins"] = [_plain(join, {"path"}) for join in data.joins]
     if data.events:
         described["events"] = [_plain(events, {"path"}) for events in data.events]
