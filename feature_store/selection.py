@@ -15,7 +15,8 @@ from pathlib import Path
 
 import polars as pl
 
-from feature_store.features import FeatureSet, Sequence, nearest
+from feature_store.features import FeatureSet, nearest
+from feature_store.kinds import kind_of
 
 SELECTION_FILE = "selected_features.parquet"
 SCHEMA = {
@@ -65,9 +66,9 @@ class Selection:
                     f" features.inputs does not have; {nearest(name, declared)}"
                 )
         reasons = {
-            f.of: f"the sequence {f.name!r} is of it"
+            name: f"the {f.kind} {f.name!r} is of it"
             for f in features.inputs
-            if isinstance(f, Sequence)
+            for name in kind_of(f).refers(f)
         } | dict(needed)
         dropped, whole, lines = set(), set(), []
         for name, (kept, total) in self.rows.items():

@@ -8,6 +8,7 @@ from deltalake import Field, Schema
 from deltalake.schema import ArrayType, PrimitiveType
 from deltalake.transaction import AddAction
 
+from feature_store.columns import element_type
 from feature_store.encoding import SchemaMismatch
 from feature_store.features import (
     GROUP_COLUMN,
@@ -32,6 +33,8 @@ def encoded_schema(layout: Layout) -> dict[str, pl.DataType]:
     schema: dict[str, pl.DataType] = {}
     for field in layout.ids:
         schema[field.name] = pl.Int64() if field.shape == "single" else pl.List(pl.Int64())
+        if field.weighted:
+            schema[field.weights] = pl.List(pl.Float32())
     schema |= {name: pl.Float32() for name in (*layout.dense, *layout.tasks, WEIGHT_COLUMN)}
     return schema | {GROUP_COLUMN: pl.Int64(), TIMESTAMP_COLUMN: pl.Int64()}
 
@@ -113,7 +116,8 @@ def delta_schema(layout: Layout) -> Schema:
     for name, dtype in {**encoded_schema(layout), SPLIT_COLUMN: pl.String()}.items():
         kind: PrimitiveType | ArrayType
         if isinstance(dtype, pl.List):
-            kind = ArrayType(PrimitiveType("long"), contains_null=True)
+            element = _DELTA_TYPES[type(element_type(dtype))]
+            kind = ArrayType(PrimitiveType(element), contains_null=True)
         else:
             kind = PrimitiveType(_DELTA_TYPES[type(dtype)])
         fields.append(Field(name, kind, nullable=True))

@@ -59,6 +59,13 @@ def hash_ids(text: pl.Expr) -> pl.Expr:
     return pl.when(text != "").then(bits.reinterpret(signed=True)).otherwise(missing)
 
 
+def bucket_ids(text: pl.Expr, num_buckets: int) -> pl.Expr:
+    """int64 ids of texts from FIRST_ID on: the hash modulo some buckets; 0 for null and ""."""
+    bucket = text.nchash.xxhash64() % pl.lit(num_buckets, pl.UInt64)  # type: ignore[attr-defined]
+    missing = pl.lit(MISSING_ID, pl.Int64)
+    return pl.when(text != "").then(bucket.cast(pl.Int64) + FIRST_ID).otherwise(missing)
+
+
 def index(values: pl.Series) -> pl.Enum:
     """The Enum whose physical values are the ids of a vocabulary.
 
