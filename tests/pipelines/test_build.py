@@ -213,8 +213,9 @@ def test_one_class_only_is_an_error(tmp_path: Path, only: int) -> None:
 def test_a_threshold_that_leaves_one_class_is_named(tmp_path: Path) -> None:
     label = Label(name="dear", source="price", threshold=1e9)
     features = FEATURES.model_copy(update={"labels": (label,)})
+    data = config(tmp_path, log(), leakage={"allow": ["price"]})
     with pytest.raises(ValueError, match=r"'dear' is 0 .*check 'price' and the threshold 1e\+09"):
-        built(tmp_path, config(tmp_path, log()), features)
+        built(tmp_path, data, features)
 
 
 FILES = {"by": "file", "files": {"train": "train.*", "valid": "valid.*", "test": "test.*"}}
