@@ -5,7 +5,8 @@ have. New values follow by falling frequency in the new training split; `min_cou
 alone. `max_size` bounds the whole: where the old values fill it, none is added, and none ever goes.
 
 Buckets, moments and other learnt tables stay the old ones where the feature is declared as it was,
-so that its numbers mean what they meant; `features.refit_numbers` fits them to the new rows.
+so that its numbers mean what they meant; `features.refit_numbers` fits them to the new rows. Target
+encodings are always fitted to the new rows, from whose folds training rows get their values.
 """
 
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ import polars as pl
 
 from feature_store.compatibility import declared_alike
 from feature_store.encoding import FittedFeatures
-from feature_store.features import FeatureSet
+from feature_store.features import FeatureSet, TargetEncoding
 from feature_store.kinds import Learned
 
 T = TypeVar("T")
@@ -60,11 +61,12 @@ def kept(learned: Learned, base: FittedFeatures, feature_set: FeatureSet) -> Lea
     if feature_set.refit_numbers:
         return learned
     same = declared_alike(base.feature_set, feature_set)
+    rates = {f.name for f in feature_set.inputs if isinstance(f, TargetEncoding)}
     return Learned(
         learned.vocabularies,
         _of_base(learned.boundaries, base.boundaries, same),
         _of_base(learned.moments, base.moments, same),
-        _of_base(learned.tables, base.tables, same),
+        _of_base(learned.tables, base.tables, same - rates),
     )
 
 

@@ -69,7 +69,9 @@ class LookUp:
 
     def __call__(self, wanted: pl.Series) -> pl.Series:
         """float32 of int64 keys."""
-        return pl.Series(wanted.name, self.values[places(self.keys, wanted.to_numpy())])
+        # Polars may put nulls where a `when` around this will not take the result.
+        keys = wanted.fill_null(MISSING_ID).to_numpy()
+        return pl.Series(wanted.name, self.values[places(self.keys, keys)])
 
 
 def places(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
