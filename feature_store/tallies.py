@@ -10,7 +10,7 @@ one missing entry.
 Shapes: N rows, E entries, U distinct values, V ids, T tasks.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -246,13 +246,13 @@ def merged(tallies: Sequence[Tally], layout: Layout) -> Tally:
 
 def numbers_of(layout: Layout) -> tuple[str, ...]:
     """The float32 columns that are values, not the indicators of others."""
-    indicators = {_indicator_of(name, layout) for name in layout.dense}
+    indicators = {indicator_of(name, layout.dense) for name in layout.dense}
     return tuple(name for name in layout.dense if name not in indicators)
 
 
 def read(files: Sequence[Path], layout: Layout) -> Iterator[Rows]:
     """The rows of Parquet files, so many at a time."""
-    numbers = {name: _indicator_of(name, layout) for name in numbers_of(layout)}
+    numbers = {name: indicator_of(name, layout.dense) for name in numbers_of(layout)}
     wanted = [*(field.name for field in layout.ids), *layout.dense, *layout.tasks, TIMESTAMP_COLUMN]
     for file in files:
         with pq.ParquetFile(file) as opened:
@@ -268,10 +268,15 @@ def read(files: Sequence[Path], layout: Layout) -> Iterator[Rows]:
                 yield Rows(labels_TN, batch.column(TIMESTAMP_COLUMN).to_numpy(), columns)
 
 
-def _indicator_of(name: str, layout: Layout) -> str | None:
-    """The column that says where a number was missing: its own, or that of the whole vector."""
+def indicator_of(name: str, dense: Collection[str]) -> str | None:
+    """The column that says where a number was missing: its own, or that of the whole vector.
+
+    Args:
+        name: Of a float32 column.
+        dense: Names of all of them.
+    """
     for owner in (name, name.rpartition("__")[0]):
-        if owner and f"{owner}{_INDICATOR}" in layout.dense:
+        if owner and f"{owner}{_INDICATOR}" in dense:
             return f"{owner}{_INDICATOR}"
     return None
 
