@@ -17,7 +17,7 @@ from feature_store.encoding import label_value
 from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet, Layout, source_of
 from pipelines.mapping import Mapper
 from pipelines.partial import GatherNumbers
-from pipelines.parts import Part
+from pipelines.parts import Part, whole
 from pipelines.ranked import Ranked, Run
 from pipelines.split import SplitConfig, split_by_user, split_rule
 
@@ -60,7 +60,6 @@ def beside(parts: Sequence[Part], wide: pl.LazyFrame, folder: Path) -> list[Part
 
 def with_split(
     parts: Sequence[Part],
-    raw: pl.LazyFrame,
     config: SplitConfig,
     feature_set: FeatureSet,
     files: Sequence[tuple[Path, int]],
@@ -71,7 +70,6 @@ def with_split(
 
     Args:
         parts: The source.
-        raw: All of its rows.
         config: How to share them out.
         feature_set: Names the timestamp.
         files: The files, each with the `__row` where it begins.
@@ -79,13 +77,13 @@ def with_split(
         mapper: Works off the parts.
     """
     if config.by == "user":
-        return beside(parts, split_by_user(raw, config, feature_set), folder)
+        return beside(parts, split_by_user(whole(parts), config, feature_set), folder)
 
     def ranked(number: pl.Expr) -> Ranked:
         gather = GatherNumbers({}, {"": number}, folder)
         return Ranked([Run.load(found.runs[""]) for found in mapper(gather, parts)])
 
-    rule = split_rule(raw.collect_schema(), config, feature_set, files, ranked)
+    rule = split_rule(parts[0].frame.collect_schema(), config, feature_set, files, ranked)
     return [part.with_frame(part.frame.with_columns(rule.alias(SPLIT_COLUMN))) for part in parts]
 
 
@@ -159,6 +157,39 @@ class TakeSurvey:
         )
 
 
+def survey(
+    parts: Sequence[Part], feature_set: FeatureSet, mapper: Mapper
+) -> tuple[list[Survey], Survey]:
+    """Of each part, and of all of them.
+
+    Raises:
+        ValueError: There is nothing to learn from.
+    """
+    each = list(mapper(TakeSurvey(feature_set), parts))
+    merged = Survey.merged(each)
+    merged.require_training(feature_set)
+    return each, merged
+
+
+def first_rows(
+    parts: Sequence[Part], surveys: Sequence[Survey], split: str, num_rows: int
+) -> pl.DataFrame:
+    """The first raw rows of a split; no part is read that has none."""
+    found: list[pl.DataFrame] = []
+    for part, survey in zip(parts, surveys, strict=True):
+        left = num_rows - sum(map(len, found))
+        if survey.rows[split] and left > 0:
+            rows = part.frame.filter(pl.col(SPLIT_COLUMN) == split).head(left)
+            found.append(rows.drop(SPLIT_COLUMN, ROW_COLUMN).collect(engine="streaming"))
+    return pl.concat(found)
+
+
+def training(parts: Sequence[Part]) -> list[Part]:
+    """The training rows of the parts, without the split."""
+    is_train = pl.col(SPLIT_COLUMN) == "train"
+    return [part.with_frame(part.frame.filter(is_train).drop(SPLIT_COLUMN)) for part in parts]
+
+
 @dataclass(frozen=True)
 class Written:
     """What a part became."""
@@ -192,6 +223,11 @@ class WriteRows:
         prefix = f"{self.prefix}-{part.number:06d}"
         files, found = table.sink_beside(rows, folder, prefix, nulls)
         return Written(files, {name for name in self.columns if found[name][0]})
+
+
+def in_order(written: Sequence[Written]) -> list[tuple[str, Path]]:
+    """Split and file, by split and then in the order of the rows."""
+    return sorted((file for one in written for file in one.files), key=lambda f: (f[0], f[1].name))
 
 
 def _over(values: Sequence[dict[str, float]], pick: type[min] | type[max]) -> dict[str, float]:

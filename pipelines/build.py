@@ -11,22 +11,25 @@ from pathlib import Path
 
 import polars as pl
 
-from feature_store import table
 from feature_store.asof import histories
-from feature_store.encoding import FittedFeatures, label_value
-from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet, source_of
+from feature_store.derived import with_derived
+from feature_store.encoding import FittedFeatures
+from feature_store.features import SPLIT_COLUMN, SPLITS, FeatureSet
 from feature_store.publishing import SNAPSHOT_FOLDER
 from feature_store.selection import Selection, read_selection
 from feature_store.store import Metadata, Store, Version
 from feature_store.workspace import Workspace
-from pipelines import events, identity, leakage, rejection
-from pipelines.downsampling import downsampled
-from pipelines.fit import fit
+from pipelines import assembly, events, identity, leakage, rejection
+from pipelines.downsampling import require_no_other, thinned
+from pipelines.fit import learn, with_nullable
+from pipelines.folds import out_of_fold
 from pipelines.growing import identified
 from pipelines.lineage import lineage
+from pipelines.mapping import Mapper, in_process, told
+from pipelines.parts import whole
 from pipelines.snapshot import write_snapshot
 from pipelines.sources import DataConfig, OnProgress, Source, read
-from pipelines.split import SplitFiles, split
+from pipelines.split import SplitFiles
 
 RAW_SAMPLE_ROWS = 256
 """Raw rows kept with a version, for whoever checks what serves it."""
@@ -54,6 +57,7 @@ def build(
     store: Store,
     on_progress: OnProgress = lambda *_: None,
     needed: Mapping[str, str] | None = None,
+    mapper: Mapper = in_process,
 ) -> BuildResult:
     """Build a version of the feature table `name`, or find the one that is already there.
 
@@ -64,6 +68,7 @@ def build(
         store: Where versions rest.
         on_progress: Told of every stage, and of rows while they are encoded.
         needed: Why a feature stays even if `features.selection` keeps nothing of it, by its name.
+        mapper: Works off the parts of the source; the version does not depend on it.
 
     Raises:
         FileNotFoundError: A file is not there.
@@ -113,7 +118,9 @@ def build(
             unmatched=source.unmatched,
             libraries={library: release(library) for library in _LIBRARIES},
         )
-        encoded = _encode(source, data, feature_set, selection, older, on_progress)
+        encoded = _encode(
+            source, data, feature_set, selection, older, workspace, mapper, on_progress
+        )
         if data.entities:
             write_snapshot(
                 workspace.path / "build" / SNAPSHOT_FOLDER,
@@ -131,12 +138,9 @@ def build(
         if encoded.negatives_dropped is not None:
             metadata["negatives_dropped"] = encoded.negatives_dropped
         identity.require_unchanged(sources)
-        rows = _counted(encoded.rows, encoded.num_rows, on_progress)
-        ordered = table.in_order(rows, encoded.fitted.layout)
-        written = table.sink(ordered, workspace.path / "rows", workspace.build)
-        leakage.check_rates(written, encoded.fitted.feature_set, data.leakage)
+        leakage.check_rates(encoded.files, encoded.fitted.feature_set, data.leakage)
         version = store.write_files(
-            name, written, encoded.fitted, metadata, workspace, encoded.raw_sample
+            name, encoded.files, encoded.fitted, metadata, workspace, encoded.raw_sample
         )
     return _result(version, reused=False)
 
@@ -165,10 +169,10 @@ def selected(
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What is to be written."""
+    """What was written, and what is to be said of it."""
 
-    rows: pl.LazyFrame
-    num_rows: int
+    files: list[tuple[str, Path]]
+    """Split and file, as the store takes them."""
     fitted: FittedFeatures
     raw_sample: pl.DataFrame
     negatives_dropped: int | None
@@ -181,63 +185,57 @@ def _encode(
     feature_set: FeatureSet,
     selection: Selection | None,
     older: Version | None,
+    workspace: Workspace,
+    mapper: Mapper,
     on_progress: OnProgress,
 ) -> _Encoded:
-    """Histories, splits, fits; the encoded rows are not computed yet."""
+    """Histories, splits, fits, and the encoded rows."""
+    folder = workspace.path / "partial"
+    folder.mkdir()
     on_progress("gathering histories and splitting", 0, None)
-    raw = split(histories(source.frame, feature_set), data.split, feature_set, source.files)
+    wide = histories(source.frame, feature_set)
+    parts = assembly.beside(source.parts, wide, folder)
+    parts = [part.with_frame(with_derived(part.frame, feature_set)) for part in parts]
+    parts = assembly.with_split(parts, data.split, feature_set, source.files, folder, mapper)
     gathered = events.behind(data.events, feature_set)
-    leakage.check_order(raw, feature_set, gathered, data.split, data.leakage)
+    leakage.check_order(whole(parts), feature_set, gathered, data.split, data.leakage)
     on_progress("counting rows and labels", 0, None)
-    counts = _counts(raw, feature_set)
+    surveys, total = assembly.survey(parts, feature_set, mapper)
     if data.split.files is not None:
-        _require_rows(counts, data.split.files)
+        _require_rows(total.rows, data.split.files)
     dropped = None
     if data.negative_downsampling is not None:
-        before = counts["train"]
-        raw = downsampled(raw, data.negative_downsampling, feature_set)
-        counts = _counts(raw, feature_set)
-        dropped = before - counts["train"]
+        before = total.rows["train"]
+        require_no_other(whole(parts), data.negative_downsampling, feature_set)
+        parts = [
+            part.with_frame(thinned(part.frame, data.negative_downsampling, feature_set))
+            for part in parts
+        ]
+        surveys, total = assembly.survey(parts, feature_set, mapper)
+        dropped = before - total.rows["train"]
         on_progress("negatives left out of training", dropped, before)
-    on_progress("fitting features", 0, counts["train"])
-    train = raw.filter(pl.col(SPLIT_COLUMN) == "train").drop(SPLIT_COLUMN)
-    fitted = fit(train, feature_set, selection, None if older is None else older.fitted)
-    last = next(name for name in reversed(SPLITS) if counts[name])
-    sample = raw.filter(pl.col(SPLIT_COLUMN) == last).drop(SPLIT_COLUMN, ROW_COLUMN)
-    schema = raw.collect_schema()
-    rows = raw.select(*fitted.encoders(schema), *fitted.target_encoders(schema), SPLIT_COLUMN)
-    raw_sample = sample.head(RAW_SAMPLE_ROWS).collect()
-    return _Encoded(rows, sum(counts.values()), fitted, raw_sample, dropped)
-
-
-def _counts(raw: pl.LazyFrame, feature_set: FeatureSet) -> dict[str, int]:
-    """Rows per split, once it is sure that there is something to learn from them.
-
-    Raises:
-        ValueError: No training rows, or labels that are all the same in them.
-    """
-    schema = raw.collect_schema()
-    ranges = []
-    for label in feature_set.labels:
-        value = label_value(label, schema[source_of(label)])
-        ranges += [value.min().alias(f"min {label.name}"), value.max().alias(f"max {label.name}")]
-    found = raw.group_by(SPLIT_COLUMN).agg(pl.len(), *ranges).collect(engine="streaming")
-    by_split = {row[SPLIT_COLUMN]: row for row in found.iter_rows(named=True)}
-    if "train" not in by_split:
-        raise ValueError(
-            f"there are no training rows: {sum(row['len'] for row in by_split.values())} rows are"
-            " left and all of them fall to the other splits; check data.split"
-        )
-    train = by_split["train"]
-    for label in feature_set.labels:
-        only = train[f"min {label.name}"]
-        if only == train[f"max {label.name}"]:
-            raise ValueError(
-                f"label {label.name!r} is {only:g} in all {train['len']} training rows: with one"
-                f" class there is nothing to learn; check {source_of(label)!r}"
-                + (f" and the threshold {label.threshold:g}" if label.threshold is not None else "")
-            )
-    return {name: by_split.get(name, {"len": 0})["len"] for name in SPLITS}
+    on_progress("fitting features", 0, total.rows["train"])
+    train = assembly.training(parts)
+    base = None if older is None else older.fitted
+    fitted = learn(train, feature_set, folder, selection, mapper, base)
+    schema = parts[0].frame.collect_schema()
+    encoders = out_of_fold(fitted.encoders(schema), whole(train), feature_set)
+    write = assembly.WriteRows(
+        (*encoders, *fitted.target_encoders(schema), pl.col(SPLIT_COLUMN)),
+        fitted.layout,
+        tuple(column.name for column in fitted.columns),
+        workspace.path / "rows",
+        workspace.build,
+    )
+    rows = [sum(survey.rows.values()) for survey in surveys]
+    written = list(told(mapper(write, parts), rows, "encoding and writing", on_progress))
+    last = next(name for name in reversed(SPLITS) if total.rows[name])
+    return _Encoded(
+        files=assembly.in_order(written),
+        fitted=with_nullable(fitted, schema, sorted({n for one in written for n in one.nullable})),
+        raw_sample=assembly.first_rows(parts, surveys, last, RAW_SAMPLE_ROWS),
+        negatives_dropped=dropped,
+    )
 
 
 def _require_rows(counts: Mapping[str, int], files: SplitFiles) -> None:
@@ -248,21 +246,6 @@ def _require_rows(counts: Mapping[str, int], files: SplitFiles) -> None:
                 f"split.files.{name}: no usable rows in the files that fit {pattern!r}; look at"
                 " what was rejected, or leave them out of data.path and of data.split"
             )
-
-
-def _counted(rows: pl.LazyFrame, total: int, on_progress: OnProgress) -> pl.LazyFrame:
-    """The same rows; `on_progress` is told how many have passed."""
-    stage, passed = "encoding and writing", 0
-    on_progress(stage, 0, total)
-
-    def count(batch: pl.Series) -> pl.Series:
-        nonlocal passed
-        passed += len(batch)
-        on_progress(stage, passed, total)
-        return batch
-
-    counted = pl.col(SPLIT_COLUMN).map_batches(count, return_dtype=pl.String(), is_elementwise=True)
-    return rows.with_columns(counted)
 
 
 def _keep(source: Source, workspace: Workspace, path: Path) -> Path | None:

@@ -1,5 +1,6 @@
 """Leaving most negatives out of the training split, as one does where clicks are rare."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import polars as pl
@@ -50,7 +51,7 @@ class DownsamplingConfig(Config):
 def downsampled(
     raw: pl.LazyFrame, config: DownsamplingConfig, feature_set: FeatureSet
 ) -> pl.LazyFrame:
-    """The rows without the training rows that are left out.
+    """The rows without the training rows that are left out, after `require_no_other`.
 
     Args:
         raw: The rows with `__row` and `split`.
@@ -60,27 +61,51 @@ def downsampled(
     Raises:
         ValueError: A row that counts as negative has another label that is 1.
     """
-    schema = raw.collect_schema()
-    chosen = config.chosen(feature_set)
-    negative = (pl.col(SPLIT_COLUMN) == "train") & (
-        label_value(chosen, schema[source_of(chosen)]) == 0
-    )
-    others = [label for label in feature_set.labels if label.name != chosen.name]
-    if others:
-        against = [
-            (label_value(label, schema[source_of(label)]) > 0).sum().alias(label.name)
-            for label in others
-        ]
-        found = raw.filter(negative).select(against).collect(engine="streaming").row(0, named=True)
-        for name, rows in found.items():
-            if rows:
-                raise ValueError(
-                    f"data.negative_downsampling: label {name!r} is 1 in {rows:,} training rows"
-                    f" whose label {chosen.name!r} is 0, so leaving such rows out would change the"
-                    f" probability of {name!r} in a way that cannot be corrected; name another"
-                    " label, or drop negative_downsampling"
-                )
+    require_no_other(raw, config, feature_set)
+    return thinned(raw, config, feature_set)
+
+
+def thinned(raw: pl.LazyFrame, config: DownsamplingConfig, feature_set: FeatureSet) -> pl.LazyFrame:
+    """The rows without the training rows that are left out."""
+    negative = _negative(raw.collect_schema(), config, feature_set)
     # Not the split's own hash, whose smallest values are test and validation rows.
     text = pl.concat_str(pl.lit("negative "), pl.col(ROW_COLUMN).cast(pl.String))
     bits = text.nchash.xxhash64(seed=config.seed)  # type: ignore[attr-defined]
     return raw.filter(~negative | (bits.cast(pl.Float64) / 2.0**64 < config.rate))
+
+
+def require_no_other(
+    raw: pl.LazyFrame, config: DownsamplingConfig, feature_set: FeatureSet
+) -> None:
+    """Check that the rows that count as negative have no other label that is 1.
+
+    Raises:
+        ValueError: Names the label and the number of such rows.
+    """
+    schema = raw.collect_schema()
+    chosen = config.chosen(feature_set)
+    others = [label for label in feature_set.labels if label.name != chosen.name]
+    if not others:
+        return
+    against = [
+        (label_value(label, schema[source_of(label)]) > 0).sum().alias(label.name)
+        for label in others
+    ]
+    negative = raw.filter(_negative(schema, config, feature_set))
+    found = negative.select(against).collect(engine="streaming").row(0, named=True)
+    for name, rows in found.items():
+        if rows:
+            raise ValueError(
+                f"data.negative_downsampling: label {name!r} is 1 in {rows:,} training rows"
+                f" whose label {chosen.name!r} is 0, so leaving such rows out would change the"
+                f" probability of {name!r} in a way that cannot be corrected; name another"
+                " label, or drop negative_downsampling"
+            )
+
+
+def _negative(
+    schema: Mapping[str, pl.DataType], config: DownsamplingConfig, feature_set: FeatureSet
+) -> pl.Expr:
+    chosen = config.chosen(feature_set)
+    value = label_value(chosen, schema[source_of(chosen)])
+    return (pl.col(SPLIT_COLUMN) == "train") & (value == 0)
