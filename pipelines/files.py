@@ -198,7 +198,12 @@ def _remote_matches(entry: str) -> Iterator[RemoteFile]:
         fixed = re.split(r"[*?\[]", key, maxsplit=1)[0].rpartition("/")[0]
         pattern = re.compile(_regex(key[len(fixed) + 1 if fixed else 0 :]))
         below = remote_listing(f"{root}/{fixed}")
-        found = [file for path, file in below.items() if pattern.fullmatch(path)]
+        names_hidden = "/." in f"/{key}"
+        found = [
+            file
+            for path, file in below.items()
+            if pattern.fullmatch(path) and (names_hidden or "/." not in f"/{path}")
+        ]
         if not found:
             raise FileNotFoundError(f"no file matches {entry}")
         return iter(found)
