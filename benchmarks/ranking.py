@@ -3,8 +3,9 @@
     python -m benchmarks.ranking [--quick]
 
 Frappe (`../shared/data/frappe`, or FRAPPE=/where/it/is) with three planted columns that tell
-nothing, of as many values as its users, its items and its weather; and 1 M rows of a Criteo-shaped
-log with 40 features, some of them useless by design, pairs included, in a process of its own.
+nothing, of as many values as its users, its items and its weather (negatives there have the
+contexts of positives, so contexts tell of the click only together with an item); and 1 M rows of a
+Criteo-shaped log with 40 features, some of them useless by design, in a process of its own.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from feature_store.features import Categorical, FeatureSet, Label, Numeric
 from feature_store.store import Store, Version
 from pipelines.build import build
 from pipelines.datasets.synthetic import SyntheticConfig, generate
-from pipelines.ranking import rank
+from pipelines.ranking import Ranking, rank
 from pipelines.sources import DataConfig
 
 ROWS, QUICK_ROWS = 1_000_000, 100_000
@@ -93,13 +94,17 @@ def ranked(folder: Path) -> dict[str, Any]:
     started = time.perf_counter()
     found = rank(version)
     seconds = time.perf_counter() - started
-    by_score = sorted(found.features, key=lambda feature: feature.score)
-    return {"seconds": seconds, "worst_first": [feature.name for feature in by_score]}
+    return {"seconds": seconds, "worst_first": worst_first(found)}
 
 
-def recorded(results: Results, where: str, worst_first: list[str], useless: list[str]) -> None:
-    """How many of the useless features are last by their own score."""
-    last = set(worst_first[: len(useless)]) & set(useless)
+def worst_first(found: Ranking) -> list[str]:
+    """Names of the features from the last on."""
+    return [feature.name for feature in reversed(found.features)]
+
+
+def recorded(results: Results, where: str, worst: list[str], useless: list[str]) -> None:
+    """How many of the useless features are last."""
+    last = set(worst[: len(useless)]) & set(useless)
     results.record(
         f"{where}, useless features among as many that are last",
         len(last),
@@ -124,8 +129,7 @@ def main() -> None:
         folder = Path(work)
         if any(FRAPPE.glob("*.parquet")):
             found = rank(with_planted(folder))
-            by_score = sorted(found.features, key=lambda feature: feature.score)
-            recorded(results, "Frappe", [feature.name for feature in by_score], list(PLANTED))
+            recorded(results, "Frappe", worst_first(found), list(PLANTED))
         else:
             print(f"without Frappe: no files in {FRAPPE}", file=sys.stderr)
         useless = criteo(folder, num_rows)

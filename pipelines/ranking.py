@@ -1,15 +1,15 @@
 """Which features of a version matter: each alone, in pairs, and together.
 
-OutRank (`pipelines.outrank`) asks what a feature tells of the label beyond chance, and 3MR orders
-features so that none repeats the ones before it. QuickSelection (`pipelines.quick_selection`) reads
-no labels: it asks what a feature carries about the others. Rows are streamed in batches of the
-training split; memory holds one batch, and for pairs a sample of rows.
+OutRank (`pipelines.outrank`) asks what a feature tells of the label beyond chance, alone or with
+another, and 3MR orders features so that none repeats the ones before it. QuickSelection
+(`pipelines.quick_selection`) reads no labels: it asks what a feature carries about the others. Rows
+are streamed in batches of the training split; memory holds one batch, and for pairs a sample.
 
 Shapes: B rows of a batch, I inputs.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -41,12 +41,23 @@ class RankedFeature:
 
     name: str
     score: float
-    """OutRank: nats of the label's entropy told beyond chance. QuickSelection: mean strength of the
-    feature's inputs."""
-    share: float | None
+    """OutRank: nats of the label's entropy told beyond chance, alone. QuickSelection: mean strength
+    of the feature's inputs."""
+    share: float | None = None
     """OutRank: the score as a share of the label's entropy."""
-    deviation: float | None
+    deviation: float | None = None
     """OutRank: of the score over batches; None with a single one."""
+    relation: float | None = None
+    """The most that it tells together with another feature; None where pairs were not scored."""
+    partner: str | None = None
+    """That other feature."""
+    place: int | None = None
+    """From 0, in the order in which 3MR takes the features, none repeating those before it."""
+
+    @property
+    def evidence(self) -> float:
+        """What speaks for it: alone or with another, whichever is more."""
+        return self.score if self.relation is None else max(self.score, self.relation)
 
 
 @dataclass(frozen=True)
@@ -56,9 +67,9 @@ class RankedPair:
     first: str
     second: str
     score: float
-    """Nats of the label's entropy told beyond chance, by both together."""
-    beyond: float
-    """The score above the better one's alone, on the same rows."""
+    """Nats of the label's entropy told beyond chance, by both as one feature."""
+    relation: float
+    """The score above that of the same pair with either one's rows shuffled."""
     redundancy: float
     """Share of the poorer one's entropy that the other tells."""
 
@@ -71,9 +82,9 @@ class Ranking:
     label: str | None
     rows: int
     features: tuple[RankedFeature, ...]
-    """In the order of 3MR where pairs were scored, else by score."""
+    """By their evidence."""
     pairs: tuple[RankedPair, ...] = ()
-    """Best first."""
+    """The most related first."""
 
 
 def rank(
@@ -89,7 +100,8 @@ def rank(
     Args:
         version: Whose training split is read.
         label: One of its labels; the first if absent.
-        with_pairs: Score pairs and order by 3MR; else by each feature's own score.
+        with_pairs: Score pairs, too: what tells of the label only together with another feature,
+            and the order of 3MR.
         seed: Of the rows and pairs that are drawn.
         on_progress: Told of rows and pairs.
 
@@ -108,7 +120,8 @@ def rank(
         labels = Labels(batch.get_column(label).to_numpy() > 0)
         # What is left over at the end is too few rows to count as much as the others.
         if done == 0 or len(batch) >= BATCH_ROWS // 2:
-            scores.append([outrank.score(codes, labels) for codes in _codes(columns)])
+            tallies = [outrank.tally(codes, labels) for codes in _codes(columns)]
+            scores.append([outrank.score(found, labels) for found in tallies])
             entropies.append(labels.entropy)
         wanted = -(-PAIR_ROWS * len(batch) // total)
         rows = random.permutation(len(batch))[:wanted]
@@ -121,28 +134,33 @@ def rank(
             f"label {label!r} has one class in the training split of {version.name!r}, so no"
             " feature can tell of it"
         )
+    alone = [float(np.median(values)) for values in zip(*scores, strict=True)]
     features = [
         RankedFeature(
             name=name,
-            score=(middle := float(np.median(values))),
+            score=middle,
             share=middle / entropy,
             deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         )
-        for name, values in zip(names, zip(*scores, strict=True), strict=True)
+        for name, middle, values in zip(names, alone, zip(*scores, strict=True), strict=True)
     ]
-    pairs: list[Pair] = []
-    if with_pairs:
+    named: tuple[RankedPair, ...] = ()
+    if with_pairs and len(names) > 1:
         pairs = _pairs(pl.concat(sampled).head(PAIR_ROWS), label, seed, on_progress)
-        order = outrank.select([f.score for f in features], pairs)
-    else:
-        order = sorted(range(len(features)), key=lambda place: -features[place].score)
-    return Ranking(
-        method="outrank",
-        label=label,
-        rows=total,
-        features=tuple(features[place] for place in order),
-        pairs=_named(pairs, pl.concat(sampled).head(PAIR_ROWS), label, names),
-    )
+        order = outrank.select(alone, [pair for pair, _ in pairs])
+        named = tuple(sorted((told for _, told in pairs), key=lambda pair: -pair.relation))
+        features = [_related(f, named, order.index(place)) for place, f in enumerate(features)]
+    features.sort(key=lambda feature: -feature.evidence)
+    return Ranking("outrank", label, total, tuple(features), named)
+
+
+def _related(feature: RankedFeature, pairs: Sequence[RankedPair], place: int) -> RankedFeature:
+    """With the best of its pairs, which come best first."""
+    best = next((pair for pair in pairs if feature.name in (pair.first, pair.second)), None)
+    if best is None:
+        return replace(feature, place=place)
+    partner = best.second if best.first == feature.name else best.first
+    return replace(feature, relation=best.relation, partner=partner, place=place)
 
 
 def rank_unsupervised(
@@ -200,7 +218,7 @@ def rank_unsupervised(
     strength_I[varied_I] = model.strengths()
     owner_I = np.repeat(np.arange(len(names)), [part.shape[1] for part in inputs.values()])
     ranked = [
-        RankedFeature(name, float(strength_I[owner_I == place].mean()), None, None)
+        RankedFeature(name, float(strength_I[owner_I == place].mean()))
         for place, name in enumerate(names)
     ]
     ranked.sort(key=lambda feature: -feature.score)
@@ -249,42 +267,38 @@ def _codes(columns: pl.DataFrame) -> list[outrank.Codes]:
     return [outrank.compact(column.fill_null(-1).to_numpy()) for column in columns]
 
 
-def _pairs(sample: pl.DataFrame, label: str, seed: int, on_progress: OnProgress) -> list[Pair]:
+def _pairs(
+    sample: pl.DataFrame, label: str, seed: int, on_progress: OnProgress
+) -> list[tuple[Pair, RankedPair]]:
+    """Every pair by places, and by names."""
     labels = Labels(sample.get_column(label).to_numpy() > 0)
-    codes = _codes(sample.drop(label))
+    columns = sample.drop(label)
+    names, codes = columns.columns, _codes(columns)
+    entropies = [outrank.tally(each, labels).entropy for each in codes]
     random = np.random.default_rng(seed)
+    shuffled = [random.permutation(each) for each in codes]
     places = list(combinations(range(len(codes)), 2))
     if len(places) > MAX_PAIRS:
         drawn = random.choice(len(places), MAX_PAIRS, replace=False)
         places = [places[place] for place in np.sort(drawn)]
     found = []
     for number, (a, b) in enumerate(places):
-        both = outrank.score(outrank.joint(codes[a], codes[b]), labels)
-        found.append(Pair(a, b, both, outrank.redundancy(codes[a], codes[b], random)))
+        both, one, other = (
+            outrank.joint_tally(first, second, labels)
+            for first, second in (
+                (codes[a], codes[b]),
+                (shuffled[a], codes[b]),
+                (codes[a], shuffled[b]),
+            )
+        )
+        score = outrank.score(both, labels)
+        relation = score - max(outrank.score(one, labels), outrank.score(other, labels))
+        repeated = outrank.redundancy(entropies[a], entropies[b], both.entropy, other.entropy)
+        named = RankedPair(names[a], names[b], score, relation, repeated)
+        found.append((Pair(a, b, relation, repeated), named))
         if number % 64 == 0:
             on_progress("scoring pairs", number, len(places))
     return found
-
-
-def _named(
-    pairs: Sequence[Pair], sample: pl.DataFrame, label: str, names: Sequence[str]
-) -> tuple[RankedPair, ...]:
-    """Pairs by name, each beside the better of its two on the same rows."""
-    if not pairs:
-        return ()
-    labels = Labels(sample.get_column(label).to_numpy() > 0)
-    alone = [outrank.score(codes, labels) for codes in _codes(sample.drop(label))]
-    named = [
-        RankedPair(
-            names[pair.first],
-            names[pair.second],
-            pair.score,
-            pair.score - max(alone[pair.first], alone[pair.second]),
-            pair.redundancy,
-        )
-        for pair in pairs
-    ]
-    return tuple(sorted(named, key=lambda pair: -pair.score))
 
 
 def _inputs(column: pl.Series) -> Matrix:

@@ -2,8 +2,9 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from recsys import console
@@ -11,9 +12,17 @@ from recsys import console
 SHOWN_PAIRS = 10
 
 if TYPE_CHECKING:
+    from feature_store.difference import Difference
+    from feature_store.features import IdField
     from feature_store.publishing import PublishResult
-    from feature_store.store import Version
+    from feature_store.store import Entry, Version
+    from feature_store.vacuum import Vacuumed
     from pipelines.ranking import Ranking
+
+_DIGEST = 12
+"""Characters of a hash that a reader is shown."""
+_WIDEST = 60
+"""Characters of a value that a reader is shown."""
 
 
 def show_json(value: Any) -> None:
@@ -41,16 +50,215 @@ def show_tables(latest: "Sequence[Version]", *, as_json: bool) -> None:
                     "version": version.number,
                     "created": version.created.isoformat(),
                     "rows": version.rows,
+                    "owner": version.metadata.get("owner"),
+                    "description": version.metadata.get("description"),
                 }
                 for version in latest
             ]
         )
         return
     rows = [
-        [v.name, str(v.number), f"{v.created:%Y-%m-%d %H:%M}", f"{sum(v.rows.values()):,}"]
-        for v in latest
+        [
+            version.name,
+            str(version.number),
+            _minute(version.created),
+            f"{sum(version.rows.values()):,}",
+            version.metadata.get("owner") or "",
+            version.metadata.get("description") or "",
+        ]
+        for version in latest
     ]
-    console.show_table("Feature tables", ["name", "latest", "created", "rows"], rows)
+    header = ["name", "latest", "created", "rows", "owner", "description"]
+    console.show_table("Feature tables", header, rows)
+
+
+def show_version(version: "Version", *, as_json: bool) -> None:
+    """Where a version comes from, its features, and how its rows are encoded."""
+    fitted, metadata = version.fitted, version.metadata
+    features = fitted.feature_set
+    sizes = {name: len(values) for name, values in fitted.vocabularies.items()}
+    if as_json:
+        show_json(
+            {
+                "name": version.name,
+                "version": version.number,
+                "created": version.created.isoformat(),
+                "build": version.build,
+                "rows": version.rows,
+                "metadata": metadata,
+                "features": features.model_dump(mode="json"),
+                "vocabularies": sizes,
+                "layout": version.layout.model_dump(mode="json"),
+                "columns": [column.model_dump(mode="json") for column in fitted.columns],
+            }
+        )
+        return
+    split = ", ".join(f"{name} {count:,}" for name, count in version.rows.items())
+    facts = {
+        "Version": f"{version.name}@{version.number}, built {_minute(version.created)} UTC",
+        "About": metadata.get("description"),
+        "Owner": metadata.get("owner"),
+        "Rows": f"{metadata['rows_in']:,} read, {metadata['rows_rejected']:,} rejected; {split}",
+        "Key": features.group,
+        "Time": features.timestamp,
+        "Code": metadata.get("code"),
+        "Config": metadata["config_hash"],
+        "Grown": f"from version {metadata['grown_from']}" if "grown_from" in metadata else None,
+    }
+    for name, fact in facts.items():
+        if fact is not None:
+            console.show(f"{name:<8}{fact}")
+    cardinality = {field.name: field for field in version.layout.ids}
+    rows = [
+        [
+            feature.name,
+            feature.kind,
+            feature.side,
+            f"{sizes[feature.name]:,}" if feature.name in sizes else "",
+            _ids_of(cardinality.get(feature.name)),
+        ]
+        for feature in features.inputs
+    ]
+    console.show_table("Features", ["name", "kind", "side", "vocabulary", "encoded as"], rows)
+    sources = [
+        [s["path"], f"{s['size_bytes']:,}", s["sha256"][:_DIGEST]] for s in metadata["sources"]
+    ]
+    console.show_table("Sources", ["file", "bytes", "sha256"], sources)
+
+
+def _ids_of(field: "IdField | None") -> str:
+    if field is None:
+        return "float32"
+    ids = "64-bit hash" if field.cardinality is None else f"{field.cardinality:,} ids"
+    return ids if field.shape == "single" else f"{field.shape} of {ids}"
+
+
+def show_history(name: str, entries: "Sequence[Entry]", *, as_json: bool) -> None:
+    """One line per version, oldest first."""
+    if as_json:
+        show_json([_entry(entry) for entry in entries])
+        return
+    rows = []
+    for entry in entries:
+        record = entry.record
+        known = ["", "", "", ""]
+        if record is not None:
+            metadata = record.metadata
+            known = [
+                _minute(record.created),
+                f"{sum(record.rows.values()):,}",
+                f"{metadata['rows_rejected']:,}",
+                metadata["fingerprint"][:_DIGEST],
+            ]
+        rows.append([str(entry.number), *known, entry.state])
+    header = ["version", "created", "rows", "rejected", "fingerprint", "data"]
+    console.show_table(f"Versions of {name}", header, rows)
+    for entry in entries:
+        if entry.note:
+            console.show(f"Note    {entry.note}")
+
+
+def _entry(entry: "Entry") -> dict[str, Any]:
+    record = entry.record
+    known = None if record is None else record.model_dump(mode="json")
+    return {"version": entry.number, "data": entry.state, "note": entry.note, "record": known}
+
+
+def show_difference(before: str, after: str, found: "Difference", *, as_json: bool) -> None:
+    """What changed, section by section, and whether a model of the first can read the second."""
+    verdict = found.compatibility
+    if as_json:
+        plain = asdict(found)
+        plain["compatibility"]["is_compatible"] = verdict.is_compatible
+        show_json({"before": before, "after": after, **plain})
+        return
+    _show_changes("Configuration", "setting", before, after, found.configuration)
+    _show_changes("Encoded columns", "column", before, after, found.schema)
+    if found.vocabularies:
+        rows = [
+            [
+                name,
+                f"{change.before:,}",
+                f"{change.after:,}",
+                _with_examples(change.added, change.added_examples),
+                _with_examples(change.removed, change.removed_examples),
+                "yes" if change.ids_moved else "no",
+            ]
+            for name, change in found.vocabularies.items()
+        ]
+        header = ["feature", before, after, "added", "removed", "ids moved"]
+        console.show_table("Vocabularies", header, rows)
+    _show_changes("Rows", "what", before, after, found.rows)
+    sources = {
+        path: (old and old[:_DIGEST], new and new[:_DIGEST])
+        for path, (old, new) in found.sources.items()
+    }
+    _show_changes("Sources", "file", before, after, sources)
+    if found.code is not None:
+        _show_changes("Code", "", before, after, {"": found.code})
+    if verdict.is_compatible:
+        console.show(f"A model of {before} can read {after}.")
+    else:
+        console.show(f"A model of {before} cannot read {after}:")
+        for change in verdict.breaks:
+            console.show(f"  {change}")
+
+
+def _show_changes(
+    title: str, what: str, before: str, after: str, changes: Mapping[str, tuple[Any, Any]]
+) -> None:
+    if changes:
+        rows = [[name, _value(old), _value(new)] for name, (old, new) in changes.items()]
+        console.show_table(title, [what, before, after], rows)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    text = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
+
+
+def _with_examples(count: int, examples: Sequence[str]) -> str:
+    more = ", …" if count > len(examples) else ""
+    return f"{count:,} ({', '.join(examples)}{more})" if examples else f"{count:,}"
+
+
+def show_vacuumed(name: str, result: "Vacuumed", *, dry_run: bool, as_json: bool) -> None:
+    """What went, what stays and why."""
+    if as_json:
+        show_json(
+            {
+                "name": name,
+                "dry_run": dry_run,
+                "size_bytes": result.size_bytes,
+                "leftover_bytes": result.leftover_bytes,
+                "removed": [
+                    {
+                        "version": each.number,
+                        "created": each.created.isoformat(),
+                        "size_bytes": each.size_bytes,
+                    }
+                    for each in result.removed
+                ],
+                "kept": [{"version": each.number, "why": each.why} for each in result.kept],
+            }
+        )
+        return
+    for kept in result.kept:
+        console.show(f"Keep    {name}@{kept.number}: {kept.why}")
+    word = "Would remove" if dry_run else "Removed"
+    for gone in result.removed:
+        built = _minute(gone.created)
+        console.show(f"{word} {name}@{gone.number}, built {built}: {gone.size_bytes:,} bytes")
+    if result.leftover_bytes:
+        console.show(f"{word} what an earlier one left: {result.leftover_bytes:,} bytes")
+    count = len(result.removed)
+    console.show(f"{word} {count} version{'' if count == 1 else 's'}, {result.size_bytes:,} bytes")
+
+
+def _minute(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M}"
 
 
 def show_ranking(ranking: "Ranking", *, as_json: bool) -> None:
@@ -61,28 +269,29 @@ def show_ranking(ranking: "Ranking", *, as_json: bool) -> None:
     whose = f" for {ranking.label}" if ranking.label is not None else ""
     rows = [
         [
-            str(place + 1),
             feature.name,
             f"{feature.score:.6f}",
             "" if feature.share is None else f"{feature.share:.2%}",
             "" if feature.deviation is None else f"{feature.deviation:.6f}",
+            "" if feature.relation is None else f"{feature.relation:.6f}, {feature.partner}",
+            "" if feature.place is None else str(feature.place + 1),
         ]
-        for place, feature in enumerate(ranking.features)
+        for feature in ranking.features
     ]
     console.show_table(
         f"Features by {ranking.method}{whose}, {ranking.rows:,} training rows",
-        ["place", "feature", "score", "of the label's entropy", "± over batches"],
+        ["feature", "score", "of the label's entropy", "± over batches", "most with", "3MR"],
         rows,
     )
     if ranking.pairs:
         console.show_table(
-            "Best pairs",
-            ["features", "score", "beyond the better alone", "redundancy"],
+            "Pairs that tell most together",
+            ["features", "score", "above shuffled", "redundancy"],
             [
                 [
                     f"{p.first}, {p.second}",
                     f"{p.score:.6f}",
-                    f"{p.beyond:.6f}",
+                    f"{p.relation:.6f}",
                     f"{p.redundancy:.2f}",
                 ]
                 for p in ranking.pairs[:SHOWN_PAIRS]

@@ -1,5 +1,7 @@
 """Features of a version in their order: planted useless ones come last."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
@@ -23,7 +25,7 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Version:
     item = random.integers(0, 40, ROWS)
     price = random.standard_normal(ROWS)
     share = 1 / (1 + np.exp(-((item % 5) - 2) - price))
-    tags = [" ".join(f"t{(i + j) % 6}" for j in range(i % 3)) for i in item]
+    tags = [" ".join(f"t{(i + j) % 5}" for j in range(i % 3)) for i in item]
     pl.DataFrame(
         {
             "item": item,
@@ -62,20 +64,42 @@ def version(tmp_path_factory: pytest.TempPathFactory) -> Version:
 def test_useless_features_come_last_and_copies_after_what_they_repeat(version: Version) -> None:
     told: list[str] = []
     found = rank(version, on_progress=lambda stage, *_: told.append(stage))
-    order = [feature.name for feature in found.features]
-    by_score = sorted(found.features, key=lambda feature: -feature.score)
-    assert {feature.name for feature in by_score[-3:]} == set(USELESS)
-    assert by_score[0].share is not None and by_score[0].share > 0.1
-    assert all(abs(f.share or 0) < 0.01 for f in by_score[-3:])
+    by_name = {feature.name: feature for feature in found.features}
+    assert {feature.name for feature in found.features[-3:]} == set(USELESS)
+    assert found.features[0].share is not None and found.features[0].share > 0.1
+    assert all(abs(by_name[name].share or 0) < 0.01 for name in USELESS)
+    assert all(abs(by_name[name].relation or 0) < 0.01 for name in USELESS)
     assert found.label == "clicked" and found.rows == version.rows["train"]
     # 3MR takes price, which adds to item, before item's copy, which has the better score.
-    first, second = sorted(("item", "copy"), key=order.index)
-    assert order.index(first) < order.index("price") < order.index(second)
-    best = found.pairs[0]
-    assert "price" in (best.first, best.second) and best.beyond > 0.02
+    places = {name: by_name[name].place or 0 for name in by_name}
+    first, second = sorted(("item", "copy"), key=lambda name: places[name])
+    assert sorted(places.values()) == list(range(7))
+    assert places[first] < places["price"] < places[second]
     copies = next(p for p in found.pairs if {p.first, p.second} == {"item", "copy"})
-    assert copies.redundancy > 0.9 and copies.beyond == pytest.approx(0, abs=1e-9)
+    assert copies.redundancy > 0.9
     assert {"scoring features", "scoring pairs"} <= set(told)
+
+
+def test_what_tells_only_together_with_another_is_found(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    a, b, c = random.integers(0, 8, (3, 4000))
+    frame = pl.DataFrame({"a": a, "b": b, "c": c, "clicked": ((a + b) % 2)})
+    frame.write_parquet(tmp_path / "rows.parquet")
+    data = DataConfig.model_validate(
+        {
+            "path": str(tmp_path / "rows.parquet"),
+            "columns": dict.fromkeys(frame.columns, "int"),
+            "split": {"by": "random"},
+        }
+    )
+    features = FeatureSet(
+        inputs=tuple(Categorical(name=name) for name in "abc"), labels=(Label(name="clicked"),)
+    )
+    found = rank(build("xor", data, features, Store(tmp_path / "store")).version)
+    assert {f.name for f in found.features[:2]} == {"a", "b"}
+    assert {f.partner for f in found.features[:2]} == {"a", "b"}
+    assert found.pairs[0].relation > 0.6 > 0.05 > found.pairs[1].relation
+    assert all(f.score < 0.01 for f in found.features)
 
 
 def test_batches_are_scored_one_by_one(version: Version, monkeypatch: pytest.MonkeyPatch) -> None:
