@@ -175,6 +175,16 @@ class Store:
         """The feature tables that there are, sorted."""
         return sorted(path.parent.name for path in self.path.glob(f"*/{TABLE_FOLDER}"))
 
+    def require_names(self) -> list[str]:
+        """The same; VersionNotFound where there is none."""
+        names = self.names()
+        if not names:
+            raise VersionNotFound(
+                f"there is no feature table in the store {self.path}; `recsys build FILE` makes"
+                " one, and --store names another folder"
+            )
+        return names
+
     def exists(self, name: str) -> bool:
         """Whether there is a table of that name."""
         return bool(commits.numbers(self.folder(name) / TABLE_FOLDER))

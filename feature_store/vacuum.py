@@ -7,6 +7,7 @@ whoever is killed here leaves versions that are whole, or removed: never one tha
 rows. What a killed one left is removed by the next.
 """
 
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -20,6 +21,8 @@ from feature_store.lease import alone
 from feature_store.removal import Removal
 from feature_store.store import TABLE_FOLDER, Entry, Store, lease_file
 from feature_store.version import BUILDS_FOLDER, Record
+
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,18 @@ def vacuum(
             removed.append(Removed(entry.number, record.created, size_bytes))
     kept = tuple(Kept(number, reason) for number, reason in sorted(why.items()))
     return Vacuumed(tuple(removed), kept, leftover_bytes)
+
+
+def parse_age(text: str) -> timedelta:
+    """A duration such as `12h`, `30d` or `8w`.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = re.fullmatch(r"([0-9]+)([hdw])", text.strip())
+    if match is None:
+        raise ValueError(f"--older-than {text!r}: expected a number with h, d or w, such as 30d")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def _reasons(

@@ -15,6 +15,7 @@ features_app = typer.Typer(
 StoreFolder = Annotated[
     Path, typer.Option("--store", metavar="FOLDER", help="The feature store (data.store).")
 ]
+TableName = Annotated[str, typer.Argument(metavar="NAME", help="The feature table.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Write JSON to stdout, for programs.")]
 STORE = Path("store")
 
@@ -62,8 +63,98 @@ def list_tables(store: StoreFolder = STORE, as_json: AsJson = False) -> None:
     from recsys import feature_summary
 
     opened = Store(store)
-    latest = [opened.open(name) for name in opened.names()]
+    latest = [opened.open(name) for name in opened.require_names()]
     feature_summary.show_tables(latest, as_json=as_json)
+
+
+@features_app.command("show")
+def show_version(
+    version: Annotated[
+        str, typer.Argument(metavar="NAME[@VERSION]", help="The latest version without a number.")
+    ],
+    store: StoreFolder = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show where a version comes from and what is in it."""
+    from feature_store.store import Store
+    from feature_store.version import parse_reference
+    from recsys import feature_summary
+
+    feature_summary.show_version(Store(store).open(*parse_reference(version)), as_json=as_json)
+
+
+@features_app.command("history")
+def show_history(name: TableName, store: StoreFolder = STORE, as_json: AsJson = False) -> None:
+    """List a table's versions, also those that were removed or have lost files."""
+    from feature_store.store import Store
+    from recsys import feature_summary
+
+    feature_summary.show_history(name, Store(store).entries(name), as_json=as_json)
+
+
+@features_app.command("diff")
+def show_difference(
+    before: Annotated[str, typer.Argument(metavar="NAME@A")],
+    after: Annotated[str, typer.Argument(metavar="NAME@B")],
+    store: StoreFolder = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Show what changed between two versions, and whether a model of A can read B."""
+    from feature_store.difference import difference
+    from feature_store.store import Store
+    from feature_store.version import parse_reference
+    from recsys import feature_summary
+
+    opened = Store(store)
+    first, second = (opened.open(*parse_reference(each)) for each in (before, after))
+    feature_summary.show_difference(
+        f"{first.name}@{first.number}",
+        f"{second.name}@{second.number}",
+        difference(first, second),
+        as_json=as_json,
+    )
+
+
+@features_app.command("vacuum")
+def vacuum_table(
+    name: TableName,
+    keep: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Keep the newest N versions.")
+    ] = None,
+    older_than: Annotated[
+        str | None, typer.Option(metavar="30d", help="Only versions that are older: 12h, 30d, 8w.")
+    ] = None,
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Where runs are kept; ./runs if absent."),
+    ] = None,
+    no_runs: Annotated[
+        bool, typer.Option("--no-runs", help="There are no runs that could need a version.")
+    ] = False,
+    bundles: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="Where bundles are kept outside of runs."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    store: StoreFolder = STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Remove versions that no run, checkpoint or bundle names; never the latest."""
+    from feature_store.store import Store
+    from feature_store.vacuum import parse_age, vacuum
+    from recsys import feature_summary
+    from recsys.named_versions import named_versions
+
+    folders = runs or ([] if no_runs else [Path("runs")])
+    result = vacuum(
+        Store(store),
+        name,
+        keep=keep,
+        older_than=None if older_than is None else parse_age(older_than),
+        named=lambda: named_versions(folders, bundles or ()),
+        dry_run=dry_run,
+    )
+    feature_summary.show_vacuumed(name, result, dry_run=dry_run, as_json=as_json)
 
 
 @features_app.command("rank")
