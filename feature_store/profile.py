@@ -33,6 +33,8 @@ TOP_VALUES = 50
 """Values of a feature that a profile tells of, the most frequent."""
 NUM_BUCKETS = 10
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+NUM_BARS = 24
+_LOW, _HIGH = QUANTILES.index(0.01), QUANTILES.index(0.99)
 _NORMAL_975 = 1.959963984540054
 
 
@@ -67,6 +69,13 @@ class Bucket(Config):
     rates: tuple[Rate, ...]
 
 
+class Histogram(Config):
+    """Shares of parts of one width from the 1% to the 99% quantile; the ends hold all beyond."""
+
+    edges: tuple[float, ...]
+    shares: tuple[float, ...]
+
+
 class NumberProfile(Config):
     """How numbers, or lengths of lists, spread; right to 1/256 of a number as it is encoded."""
 
@@ -75,6 +84,7 @@ class NumberProfile(Config):
     quantiles: dict[str, float]
     """By share in percent ("50")."""
     buckets: tuple[Bucket, ...]
+    histogram: Histogram
 
 
 class FeatureProfile(Config):
@@ -331,7 +341,18 @@ def _spread(bins: NumberBins, tasks: Sequence[str], raw: Callable[[Array], Array
         deviation=deviation,
         quantiles={f"{share * 100:g}": v for share, v in zip(QUANTILES, values, strict=True)},
         buckets=tuple(buckets),
+        histogram=_histogram(near_B, found.rows_B, values[_LOW], values[_HIGH]),
     )
+
+
+def _histogram(numbers_B: Array, rows_B: Array, low: float, high: float) -> Histogram:
+    if low == high:
+        edges, places = np.array([low, high]), np.zeros(len(numbers_B), np.int64)
+    else:
+        edges = np.linspace(low, high, NUM_BARS + 1)
+        places = (np.searchsorted(edges, numbers_B, "right") - 1).clip(0, NUM_BARS - 1)
+    shares = np.bincount(places, rows_B, minlength=len(edges) - 1) / rows_B.sum()
+    return Histogram(edges=tuple(edges.tolist()), shares=tuple(shares.tolist()))
 
 
 def _unscaled(numbers: Array, mean: float, deviation: float, *, log1p: bool) -> Array:
