@@ -198,6 +198,8 @@ class Written:
     """Split and file."""
     nullable: set[str]
     """Raw columns with nulls in the training rows."""
+    missing: dict[str, int]
+    """See `pipelines.missing`."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ class WriteRows:
     layout: Layout
     columns: Sequence[str]
     """Raw columns to look for nulls in."""
+    missing: Sequence[pl.Expr]
+    """Aggregates that count missing numbers."""
     folder: Path
     prefix: str
     """Begins the files' names."""
@@ -218,11 +222,14 @@ class WriteRows:
         # A name of its own: a process that is taken for dead may still be writing.
         folder = self.folder / f"{part.number:06d}-{uuid4().hex}"
         rows = table.in_order(part.frame.select(self.encoders), self.layout)
-        train = part.frame.filter(pl.col(SPLIT_COLUMN) == "train")
-        nulls = train.select(pl.col(self.columns).null_count())
+        is_train = pl.col(SPLIT_COLUMN) == "train"
+        nulls = [(pl.col(name).is_null() & is_train).any() for name in self.columns]
         prefix = f"{self.prefix}-{part.number:06d}"
-        files, found = table.sink_beside(rows, folder, prefix, nulls)
-        return Written(files, {name for name in self.columns if found[name][0]})
+        absent = part.frame.select(*nulls, *self.missing)
+        files, answer = table.sink_beside(rows, folder, prefix, absent)
+        found = answer.row(0, named=True)
+        nullable = {name for name in self.columns if found.pop(name)}
+        return Written(files, nullable, found)
 
 
 def in_order(written: Sequence[Written]) -> list[tuple[str, Path]]:

@@ -19,7 +19,7 @@ from feature_store.publishing import SNAPSHOT_FOLDER
 from feature_store.selection import Selection, read_selection
 from feature_store.store import Metadata, Store, Version
 from feature_store.workspace import Workspace
-from pipelines import assembly, events, identity, leakage, rejection
+from pipelines import assembly, checks, events, identity, leakage, missing, rejection
 from pipelines.downsampling import require_no_other, thinned
 from pipelines.fit import learn, with_nullable
 from pipelines.folds import out_of_fold
@@ -48,6 +48,8 @@ class BuildResult:
     rows_rejected: int
     rejected_path: Path | None
     """CSV file of the rejected rows; None when there are none."""
+    warnings: tuple[str, ...] = ()
+    """What data.checks warns of."""
 
 
 def build(
@@ -77,11 +79,13 @@ def build(
         SelectionMismatch: features.selection is no selection of these features.
         SourceChanged: A file was changed meanwhile.
         Leak: A feature knows what it cannot know.
+        ChecksFailed: The version does not keep to data.checks.
         VersionNotFound: There is no version as features.grow_from names.
         ValueError: There is nothing to learn from: no rows, one class, an empty split.
     """
     feature_set, selection = selected(feature_set, needed or {}, on_progress)
     leakage.check_columns(feature_set, data.leakage)
+    checks.require_known(data.checks, feature_set)
     files = identity.configured_files(data)
     if selection is not None:
         files.append(selection.path)
@@ -99,7 +103,8 @@ def build(
     found = store.find(name, fingerprint)
     if found is not None:
         on_progress("unchanged, version reused", len(files), len(files))
-        return _result(found, reused=True)
+        warnings = checks.check_version(data.checks, found, store)
+        return _result(found, warnings, reused=True)
     older = None if base is None else store.open(name, base.number)
     with store.workspace(name) as workspace:
         staged = workspace.path / "raw"
@@ -139,10 +144,24 @@ def build(
             metadata["negatives_dropped"] = encoded.negatives_dropped
         identity.require_unchanged(sources)
         leakage.check_rates(encoded.files, encoded.fitted.feature_set, data.leakage)
+        metadata["missing"] = encoded.missing
+        warnings = checks.check_encoded(
+            data.checks,
+            encoded.files,
+            encoded.fitted,
+            encoded.missing,
+            store,
+            name,
+            workspace.path / "build",
+        )
+        if warnings:
+            metadata["warnings"] = warnings
         version = store.write_files(
             name, encoded.files, encoded.fitted, metadata, workspace, encoded.raw_sample
         )
-    return _result(version, reused=False)
+    for line in warnings:
+        on_progress(line, 0, None)
+    return _result(version, warnings, reused=False)
 
 
 def selected(
@@ -177,6 +196,8 @@ class _Encoded:
     raw_sample: pl.DataFrame
     negatives_dropped: int | None
     """None without data.negative_downsampling."""
+    missing: dict[str, dict[str, int]]
+    """By split and number without an indicator, rows whose raw number was missing."""
 
 
 def _encode(
@@ -224,6 +245,7 @@ def _encode(
         (*encoders, *fitted.target_encoders(schema), pl.col(SPLIT_COLUMN)),
         fitted.layout,
         tuple(column.name for column in fitted.columns),
+        missing.missing_numbers(feature_set, schema),
         workspace.path / "rows",
         workspace.build,
     )
@@ -235,6 +257,7 @@ def _encode(
         fitted=with_nullable(fitted, schema, sorted({n for one in written for n in one.nullable})),
         raw_sample=assembly.first_rows(parts, surveys, last, RAW_SAMPLE_ROWS),
         negatives_dropped=dropped,
+        missing=missing.by_split([one.missing for one in written]),
     )
 
 
@@ -258,7 +281,7 @@ def _keep(source: Source, workspace: Workspace, path: Path) -> Path | None:
     return partial.rename(path)
 
 
-def _result(version: Version, *, reused: bool) -> BuildResult:
+def _result(version: Version, warnings: list[str], *, reused: bool) -> BuildResult:
     rejected = version.metadata["rejected_path"]
     return BuildResult(
         version=version,
@@ -266,4 +289,5 @@ def _result(version: Version, *, reused: bool) -> BuildResult:
         rows_in=version.metadata["rows_in"],
         rows_rejected=version.metadata["rows_rejected"],
         rejected_path=None if rejected is None else Path(rejected),
+        warnings=tuple(warnings),
     )

@@ -17,6 +17,7 @@ from feature_store.columns import SchemaMismatch
 from feature_store.features import ROW_COLUMN, FeatureSet, TimeUnit, nearest, source_of
 from feature_store.kinds import kind_of
 from pipelines import events as event_tables
+from pipelines.checks import Checks
 from pipelines.downsampling import DownsamplingConfig
 from pipelines.events import EventsConfig, EventTable, Tables
 from pipelines.files import AnyFile
@@ -73,6 +74,8 @@ class DataConfig(TableConfig):
     """Share of the rows of any table that may be unusable before the build is an error."""
     leakage: LeakageConfig = LeakageConfig()
     """When a build is refused because a feature knows what it cannot."""
+    checks: Checks = {}
+    """Limits of what features and labels may hold and of how far they may drift, by name."""
     store: Path = Path("store")
     """Folder of the feature store; on disk, no URL."""
     owner: str | None = None
