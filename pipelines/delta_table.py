@@ -99,7 +99,12 @@ def _require_plain(table: DeltaTable, entry: str) -> None:
             " be read; write it anew without"
         )
     if "deletionVectors" in (table.protocol().reader_features or []):
-        marked = pl.DataFrame(table.deletion_vectors())
+        try:
+            marked = pl.DataFrame(table.deletion_vectors())
+        except DeltaError as error:
+            raise UnreadableTable(
+                f"the deletion vectors of the Delta table {entry} cannot be read: {error}"
+            ) from error
         if len(marked):
             raise UnreadableTable(
                 f"{len(marked)} files of the Delta table {entry} hold rows that are marked as"
