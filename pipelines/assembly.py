@@ -15,6 +15,7 @@ import polars as pl
 from feature_store import table
 from feature_store.encoding import label_value
 from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet, Layout, source_of
+from pipelines.files import AnyFile
 from pipelines.mapping import Mapper
 from pipelines.partial import GatherNumbers
 from pipelines.parts import Part, whole
@@ -62,7 +63,7 @@ def with_split(
     parts: Sequence[Part],
     config: SplitConfig,
     feature_set: FeatureSet,
-    files: Sequence[tuple[Path, int]],
+    files: Sequence[tuple[AnyFile, int]],
     folder: Path,
     mapper: Mapper,
 ) -> list[Part]:
@@ -99,10 +100,12 @@ class Survey:
     @staticmethod
     def merged(surveys: Sequence["Survey"]) -> "Survey":
         """That of all rows."""
+        trained = [survey for survey in surveys if survey.rows["train"]]
+        labels = trained[0].smallest if trained else {}
         return Survey(
             {name: sum(survey.rows[name] for survey in surveys) for name in SPLITS},
-            _over([survey.smallest for survey in surveys], min),
-            _over([survey.largest for survey in surveys], max),
+            {name: min(survey.smallest[name] for survey in trained) for name in labels},
+            {name: max(survey.largest[name] for survey in trained) for name in labels},
         )
 
     def require_training(self, feature_set: FeatureSet) -> None:
@@ -235,8 +238,3 @@ class WriteRows:
 def in_order(written: Sequence[Written]) -> list[tuple[str, Path]]:
     """Split and file, by split and then in the order of the rows."""
     return sorted((file for one in written for file in one.files), key=lambda f: (f[0], f[1].name))
-
-
-def _over(values: Sequence[dict[str, float]], pick: type[min] | type[max]) -> dict[str, float]:
-    names = {name for value in values for name in value}
-    return {name: pick(value[name] for value in values if name in value) for name in names}
