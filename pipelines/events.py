@@ -126,12 +126,28 @@ class Tables:
 
 
 @dataclass(frozen=True)
+class Known:
+    """Events as they were read, for whoever keeps them for later rows."""
+
+    windows: Windows
+    """Those of which features read the columns."""
+    counted: pl.LazyFrame
+    """From `normalized`."""
+    sequences: tuple[SequenceFeature, ...]
+    """Those whose history is made of these events."""
+    values: pl.LazyFrame
+    """`KEY`, `TIME` and per sequence `value <name>`, null where nothing enters."""
+
+
+@dataclass(frozen=True)
 class Gathered:
     """Rows with what was known just before them."""
 
     frame: pl.LazyFrame
     rejections: list[Rejection]
     """Events that cannot be used."""
+    events: list[Known]
+    """Those of which features read something."""
 
 
 def check(events: Sequence[EventsConfig], known: Sequence[str]) -> None:
@@ -256,6 +272,7 @@ def gather(
     """
     check_histories(events, feature_set)
     rejections: list[Rejection] = []
+    known: list[Known] = []
     rows = frame
     for config in events:
         windows = config.only(list(wanted))
@@ -265,16 +282,18 @@ def gather(
         queries = _queries(frame, config, feature_set, tables.time_unit)
         happened = _happened(frame, queries, config, feature_set, tables)
         rejections += happened.rejections
+        counted = normalized(happened.frame, windows, happened.time, happened.labels)
+        values = _values(happened, config, sequences, feature_set)
+        known.append(Known(windows, counted, tuple(sequences), values))
         if windows.aggregates:
-            counted = normalized(happened.frame, windows, happened.time, happened.labels)
             folder = tables.folder / f"windows-{config.name}"
             columns = _windowed(windows, queries, counted, happened.num_events, folder)
             rows = pl.concat([rows, columns.lazy()], how="horizontal")
         if sequences:
-            values = _values(happened, config, sequences, feature_set)
             asked = queries.collect(engine="streaming")
-            rows = event_histories(rows, asked, values, sequences)
-    return Gathered(rows, rejections)
+            entering = values.collect(engine="streaming")
+            rows = event_histories(rows, asked, entering, sequences)
+    return Gathered(rows, rejections, known)
 
 
 @dataclass(frozen=True)
@@ -483,7 +502,7 @@ def _values(
     config: EventsConfig,
     sequences: Sequence[SequenceFeature],
     feature_set: FeatureSet,
-) -> pl.DataFrame:
+) -> pl.LazyFrame:
     """What enters the histories, with its key and time."""
     schema = happened.frame.collect_schema()
     labels = {label.name: label for label in happened.labels}
@@ -499,4 +518,4 @@ def _values(
         if sequence.history.where is not None:
             enters &= flag(sequence.history.where, schema, labels).fill_null(False)
         chosen.append(pl.when(enters).then(value).alias(f"value {sequence.name}"))
-    return happened.frame.filter(enters_any).select(chosen).collect(engine="streaming")
+    return happened.frame.filter(enters_any).select(chosen)

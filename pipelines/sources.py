@@ -19,7 +19,7 @@ from feature_store.kinds import kind_of
 from pipelines import events as event_tables
 from pipelines.checks import Checks
 from pipelines.downsampling import DownsamplingConfig
-from pipelines.events import EventsConfig, EventTable, Tables
+from pipelines.events import EventsConfig, EventTable, Known, Tables
 from pipelines.files import AnyFile
 from pipelines.joins import joined
 from pipelines.leakage import LeakageConfig
@@ -160,7 +160,10 @@ class Source:
     files: list[tuple[AnyFile, int]] = field(default_factory=list)
     """The main files that were read, each with the `__row` where it begins."""
     sides: list[tuple[str, pl.LazyFrame]] = field(default_factory=list)
-    """The side tables as they were joined, each with the column that it is joined on."""
+    """The side tables as they were joined, each with the column that it is joined on; of those with
+    times, the rows that are valid at the newest row's."""
+    events: list[Known] = field(default_factory=list)
+    """Events of which features read something."""
 
 
 @dataclass(frozen=True)
@@ -225,16 +228,17 @@ def read(
             require_few([*side.rejections, *keyless], side.num_rows, config.max_rejected, None)
             side_rejections += keyless
             unmatched[str(join.path)] = table.num_rows - num_found
+            sides.append((join.on, side.frame.drop(ROW_COLUMN).drop_nulls(join.on)))
         else:
             units = (join.unit or config.time_unit, config.time_unit)
             validity = Validity(str(join.path), join.on, join.as_of, *units)
-            frame, num_found, untimed = joined_as_of(
-                frame, side, validity, feature_set, all_rows=limit is None
-            )
-            require_few([*side.rejections, *untimed], side.num_rows, config.max_rejected, None)
-            side_rejections += untimed
-            unmatched[str(join.path)] = table.num_rows - num_found
-        sides.append((join.on, side.frame.drop(ROW_COLUMN).drop_nulls(join.on)))
+            found = joined_as_of(frame, side, validity, feature_set, all_rows=limit is None)
+            rejected = [*side.rejections, *found.rejections]
+            require_few(rejected, side.num_rows, config.max_rejected, None)
+            side_rejections += found.rejections
+            unmatched[str(join.path)] = table.num_rows - found.num_found
+            frame = found.frame
+            sides.append((join.on, found.latest))
     late = unusable(frame, feature_set, table.places.of)
     if late:
         rows = pl.Series(sorted(late), dtype=pl.Int64)
@@ -252,7 +256,15 @@ def read(
     side_rejections += gathered.rejections
     files = table.places.begins()
     return Source(
-        frame, parts, table.num_rows, rejections, side_rejections, unmatched, files, sides
+        frame,
+        parts,
+        table.num_rows,
+        rejections,
+        side_rejections,
+        unmatched,
+        files,
+        sides,
+        gathered.events,
     )
 
 
@@ -271,6 +283,12 @@ def _needed(config: DataConfig, feature_set: FeatureSet) -> dict[str, str]:
     needed = {name: what for name, what in wanted.items() if name not in added}
     needed |= event_tables.needed_columns(config.events, feature_set, wanted)
     known = [name for name in config.all_columns if name not in added]
+    for name in feature_set.derived:
+        if name in config.all_columns:
+            raise SchemaMismatch(
+                f"features.derived.{name}: the data have a column of that name; give the derived"
+                " one another"
+            )
     for name, what in needed.items():
         if name not in known:
             raise SchemaMismatch(

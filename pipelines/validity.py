@@ -47,6 +47,20 @@ class Validity:
     """Of the rows' time, likewise."""
 
 
+@dataclass(frozen=True)
+class JoinedAsOf:
+    """What became of both sides."""
+
+    frame: pl.LazyFrame
+    """The rows, each with its partner's columns."""
+    num_found: int
+    """Rows with a partner."""
+    rejections: list[Rejection]
+    """Rows of the side table without a key or a time."""
+    latest: pl.LazyFrame
+    """The row of every key that is valid at the newest row's time."""
+
+
 def joined_as_of(
     frame: pl.LazyFrame,
     side: Table,
@@ -54,18 +68,15 @@ def joined_as_of(
     feature_set: FeatureSet,
     *,
     all_rows: bool = True,
-) -> tuple[pl.LazyFrame, int, list[Rejection]]:
+) -> JoinedAsOf:
     """The rows with the latest row of their key that was valid at their time.
 
     Args:
         frame: The rows, which keep their order.
-        side: The side table; rows without a key are no partners.
+        side: The side table.
         validity: How it tells from when a row is valid.
         feature_set: Names the rows' time.
         all_rows: They are not just the first of the log, so some should have a partner.
-
-    Returns:
-        The rows, how many have a partner, and the rows of the side table without a time.
 
     Raises:
         Leak: All of the side table lies after the rows.
@@ -74,7 +85,7 @@ def joined_as_of(
     name = time_of_rows(feature_set, f"the join with {validity.path} as of {validity.as_of!r}")
     schema = frame.collect_schema()
     require_columns(schema, {name: "features.timestamp", validity.on: f"the join {validity.path}"})
-    partners, untimed = _partners(side, validity)
+    partners, rejections = _partners(side, validity)
     _require_one_row(partners, validity)
     key = row_key(validity.on, schema[validity.on])
     time = nanoseconds(name, schema[name], validity.time_unit)
@@ -86,27 +97,29 @@ def joined_as_of(
     known = partners.drop(KEY, TIME, ROW_COLUMN, validity.on).with_row_index(_PARTNER).lazy()
     placed = pl.concat([frame, places.to_frame().lazy()], how="horizontal")
     joined = placed.join(known, on=_PARTNER, how="left", maintain_order="left").drop(_PARTNER)
-    return joined, num_found, untimed
+    valid = partners.filter(pl.col(TIME) <= times.get_column(TIME).max()).sort(KEY, TIME)
+    latest = valid.unique(KEY, keep="last", maintain_order=True).drop(KEY, TIME, ROW_COLUMN)
+    return JoinedAsOf(joined, num_found, rejections, latest.lazy())
 
 
 def _partners(side: Table, validity: Validity) -> tuple[pl.DataFrame, list[Rejection]]:
-    """The rows with a key and a time, and those without a time."""
+    """The rows with a key and a time, and the others."""
     schema = side.frame.collect_schema()
     what = f"joins, as_of of {validity.path}"
     time = nanoseconds(validity.as_of, schema[validity.as_of], validity.unit, what)
     key = row_key(validity.on, schema[validity.on])
     rows = side.frame.with_columns(key.alias(KEY), time.alias(TIME)).collect(engine="streaming")
-    untimed = [
-        Rejection(
-            *side.places.of(row[ROW_COLUMN]),
-            kind=f"as_of {validity.as_of!r}: not a time",
-            reason=f"as_of: expected a time, found {shown(row[validity.as_of])} in"
-            f" {validity.as_of!r}",
-            content=content_of(row),
-        )
-        for row in rows.filter(pl.col(TIME).is_null()).iter_rows(named=True)
-    ]
-    return rows.filter(pl.col(KEY) != MISSING_ID, pl.col(TIME).is_not_null()), untimed
+    usable = (pl.col(KEY) != MISSING_ID) & pl.col(TIME).is_not_null()
+    rejections = []
+    for row in rows.filter(~usable).iter_rows(named=True):
+        kind, reason = "key: missing", f"the key {validity.on!r} is missing"
+        if row[KEY] != MISSING_ID:
+            name = validity.as_of
+            kind = "as_of: not a time"
+            reason = f"as_of: expected a time, found {shown(row[name])} in {name!r}"
+        place = side.places.of(row[ROW_COLUMN])
+        rejections.append(Rejection(*place, kind=kind, reason=reason, content=content_of(row)))
+    return rows.filter(usable), rejections
 
 
 def _require_one_row(partners: pl.DataFrame, validity: Validity) -> None:

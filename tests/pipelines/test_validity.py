@@ -100,19 +100,28 @@ def test_two_rows_of_a_key_from_the_same_time_are_an_error(tmp_path: Path) -> No
         joined(data, tmp_path)
 
 
-def test_rows_without_a_time_are_kept_aside_and_without_a_key_are_no_partners(
-    tmp_path: Path,
-) -> None:
-    prices = [("a", None, 9.0), ("a", 1, 1.0), (None, 2, 9.0)]
+def test_rows_without_a_time_or_a_key_are_kept_aside(tmp_path: Path) -> None:
+    prices = [("a", None, 9.0), ("a", 1, 1.0), (None, 2, 9.0), ("b", 1, 9.0)]
     data = config(tmp_path, [("a", 5, 0), (None, 5, 1)], prices)
     found = joined(data, tmp_path, max_rejected=0.5)
     assert found.frame.collect()["price"].to_list() == [1.0, None]
     assert [(r.line, r.reason) for r in found.side_rejections] == [
-        (2, "as_of: expected a time, found nothing in 'since'")
+        (2, "as_of: expected a time, found nothing in 'since'"),
+        (4, "the key 'item' is missing"),
     ]
     (tmp_path / "staged").rename(tmp_path / "before")
-    with pytest.raises(TooManyRejected, match="1 of 3 rows"):
+    with pytest.raises(TooManyRejected, match="2 of 4 rows"):
         joined(data, tmp_path)
+
+
+def test_what_is_kept_for_later_is_valid_at_the_newest_row(tmp_path: Path) -> None:
+    prices = [("a", 3, 3.0), ("a", 1, 1.0), ("a", 9, 9.0), ("b", 7, 2.0)]
+    found = joined(config(tmp_path, [("a", 5, 0), ("a", 4, 1)], prices), tmp_path)
+    [(key, latest)] = found.sides
+    assert (key, latest.collect().to_dicts()) == (
+        "item",
+        [{"item": "a", "since": 3, "price": 3.0}],
+    )
 
 
 def test_the_time_of_validity_must_be_declared_and_rows_must_have_theirs(tmp_path: Path) -> None:
