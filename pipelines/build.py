@@ -20,6 +20,7 @@ from feature_store.selection import Selection, read_selection
 from feature_store.store import Metadata, Store, Version
 from feature_store.workspace import Workspace
 from pipelines import assembly, checks, events, identity, leakage, missing, rejection
+from pipelines.damage import naming_files
 from pipelines.downsampling import require_no_other, thinned
 from pipelines.fit import learn, with_nullable
 from pipelines.folds import out_of_fold
@@ -77,7 +78,8 @@ def build(
         SchemaMismatch: Files, declared columns and features do not fit each other.
         TooManyRejected: More rows cannot be used than allowed; they are kept in `rejected/`.
         SelectionMismatch: features.selection is no selection of these features.
-        SourceChanged: A file was changed meanwhile.
+        SourceChanged: A file was changed meanwhile, or vanished.
+        UnreadableFile: A file is damaged or cut.
         Leak: A feature knows what it cannot know.
         ChecksFailed: The version does not keep to data.checks.
         VersionNotFound: There is no version as features.grow_from names.
@@ -106,7 +108,7 @@ def build(
         warnings = checks.check_version(data.checks, found, store)
         return _result(found, warnings, reused=True)
     older = None if base is None else store.open(name, base.number)
-    with store.workspace(name) as workspace:
+    with store.workspace(name) as workspace, naming_files(sources, data.tables):
         staged = workspace.path / "raw"
         staged.mkdir()
         source = read(data, feature_set, staged, on_progress=on_progress)

@@ -64,7 +64,8 @@ def delta_files(entry: str, version: int | None) -> DeltaFiles:
     except (DeltaError, OSError, ValueError) as error:
         wanted = "" if version is None else f" at version {version}"
         raise UnreadableTable(
-            f"the log of the Delta table {entry} cannot be read{wanted}: {_reason(place, version, error)}"
+            f"the log of the Delta table {entry} cannot be read{wanted}:"
+            f" {_reason(place, version, error)}"
         ) from error
     _require_plain(table, entry)
     actions = pl.DataFrame(table.get_add_actions(flatten=True)).sort("modification_time", "path")
