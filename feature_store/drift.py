@@ -2,7 +2,7 @@
 
 Every column is cut into *cells*, by its reference: the most frequent values each, all others as
 the tail, missing, unseen (what the reference's vocabulary does not have); numbers at the quantiles
-of the reference. Shares of entries (see `feature_store.tallies`) over the cells are compared:
+of the reference and at its ends. Shares of entries (see `feature_store.tallies`) over the cells are compared:
 
 - PSI, the population stability index, sum of (q - p) ln(q / p) over the cells, p in the reference.
   Half a row is added to every cell on both sides, so an empty cell is a large change and not an
@@ -269,14 +269,27 @@ def id_cells(field: IdField, counted: IdTally, meaning: Meaning) -> Cells:
 
 
 def number_cells(bins: NumberBins, raw: Callable[[Array], Array]) -> Cells:
-    """The cells of a number column by its reference: missing, then parts of as many rows."""
+    """The cells of a number column by its reference.
+
+    Missing, below all numbers of the reference, parts of as many of its rows, above all of them.
+    """
     found = bins.occupied()
+    if not len(found.rows_B):
+        return Cells((_MISSING, "any"), lambda numbers: np.ones(len(numbers), np.int64), 0)
     last = [place for place in found.cut(NUM_QUANTILES) if place + 1 < len(found.rows_B)]
-    # Between two bins that hold something: a number that is written a little differently by
-    # another version's standardisation stays in its part.
+    # Between two bins that hold something, and a little beyond the outermost: a number that is
+    # written a little differently by another version's standardisation stays in its part.
     after = [place + 1 for place in last]
-    cuts_C = raw((found.high_B[last] + found.low_B[after]) / 2)
-    names = _ranges(cuts_C.tolist())
+    between_C = raw((found.high_B[last] + found.low_B[after]) / 2)
+    low, high = raw(np.array([bins.smallest, bins.largest])).tolist()
+    beyond = max(abs(low), abs(high)) / 256 or 1e-6
+    cuts_C = np.array([low - beyond, *between_C, high + beyond])
+    names = (
+        _MISSING,
+        f"below {low:.4g}",
+        *(f"{start:.4g} – {end:.4g}" for start, end in pairwise([low, *between_C, high])),
+        f"above {high:.4g}",
+    )
     return Cells(names, lambda numbers: np.searchsorted(cuts_C, numbers, "right") + 1, missing=0)
 
 

@@ -183,12 +183,14 @@ def test_numbers_are_compared_before_their_standardisation(tmp_path: Path) -> No
     now = labelled({"age": [float(30 + row % 10) for row in range(1000)]})
     same = labelled({"age": [float(20 + row % 10) for row in range(1000)] + [90.0, None]})
     moved = between(tmp_path / "a", features, before, now).feature("age")
-    # All are in the last of ten parts now.
-    assert moved.psi == pytest.approx(psi(np.full(10, 100.0), np.array([0.0] * 9 + [1000])))
+    # All are above the largest of ten parts now.
+    assert moved.psi == pytest.approx(
+        psi(np.array([100.0] * 10 + [0]), np.array([0.0] * 10 + [1000]))
+    )
     # Another mean and deviation, and the same numbers: as they stand in the encoded rows, they
     # are all others.
     still = between(tmp_path / "b", features, before, same).feature("age")
-    expected = psi(np.array([0.0] + [100] * 10), np.array([1.0] + [100] * 9 + [101]))
+    expected = psi(np.array([0.0, *[100] * 10, 0]), np.array([1.0, *[100] * 10, 1]))
     assert still.psi == pytest.approx(expected)
     assert not still.drifted
 
@@ -219,7 +221,17 @@ def test_lists_are_compared_by_elements_and_by_length(tmp_path: Path) -> None:
     values, lengths = found.feature("tags", "values"), found.feature("tags", "lengths")
     # An empty list is one missing entry.
     assert values.psi == pytest.approx(psi(np.array([10.0, 90, 50]), np.array([0.0, 150, 100])))
-    assert lengths.psi == pytest.approx(psi(np.array([10.0, 40, 50]), np.array([0.0, 0, 100])))
+    by_hand = psi(np.array([10.0, 40, 50, 0]), np.array([0.0, 0, 50, 50]))
+    assert lengths.psi == pytest.approx(by_hand)
+
+
+def test_a_number_that_never_varied_drifts_when_it_does(tmp_path: Path) -> None:
+    features = FeatureSet(inputs=(Numeric(name="age", standardize=True),), labels=LABEL)
+    before = labelled({"age": [7.1] * 100})
+    now = labelled({"age": [7.1] * 60 + [8.0] * 40})
+    one = between(tmp_path, features, before, now).feature("age")
+    assert one.psi == pytest.approx(psi(np.array([100.0, 0]), np.array([60.0, 40])))
+    assert {change.value for change in one.changes} == {"7.1 – 7.1", "above 7.1"}
 
 
 def test_splits_of_one_version_are_compared_and_labels_too(tmp_path: Path) -> None:
