@@ -18,12 +18,14 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from feature_store.config import Config
 from feature_store.features import nearest
+from feature_store.selection import SELECTION_FILE
 from feature_store.store import Version
 from recsys import experiment as experiments
 from recsys import yaml_source
 from recsys.cells import Grid, Training, decisive, for_a_task, sizes_of, trained_cell
 from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.scheme import FLOAT_BYTES
+from recsys.embeddings.selected import selected_fields
 from recsys.evaluation.metrics import MetricState
 from recsys.evaluation.standings import (
     Metric,
@@ -285,11 +287,18 @@ def _run_cell(job: _Job) -> Result:
         test={name: test[name] for name in METRICS},
         parameters=sizes.parameters,
         served_bytes=sizes.served_bytes + FLOAT_BYTES * sizes.dense_parameters,
+        kept=_kept(job.training),
         seconds=seconds,
         scores=str(job.scores),
     )
     job.training.finish(result)
     return result
+
+
+def _kept(training: Training) -> float | None:
+    """Share of the rows that a cell's search kept; None where nothing was chosen from."""
+    fields = [f for path in training.runs.rglob(SELECTION_FILE) for f in selected_fields(path)]
+    return sum(f.kept for f in fields) / sum(f.total for f in fields) if fields else None
 
 
 @torch.no_grad()

@@ -69,6 +69,8 @@ class Result:
     """Of tables and all else."""
     served_bytes: int = 0
     """Of the whole model as it is served in float32."""
+    kept: float | None = None
+    """Share of the tables' rows that a selecting scheme kept; None: nothing was chosen from."""
     seconds: float = math.nan
     """Of training."""
     scores: str = ""
@@ -150,6 +152,8 @@ class Standing:
     test_deviation: float
     parameters: int
     served_bytes: int
+    kept: float | None
+    """Share of the tables' rows that a selecting scheme kept, the mean; None without one."""
     seconds: float
     """Of one training, the mean."""
     comparison: Comparison | None
@@ -199,6 +203,7 @@ def _standing(
 ) -> Standing:
     results = list(by_seed.values())
     valid, test = [r.valid[metric] for r in results], [r.test[metric] for r in results]
+    kept = [r.kept for r in results if r.kept is not None]
     return Standing(
         experiment=results[0].experiment,
         model=results[0].model,
@@ -209,6 +214,7 @@ def _standing(
         test_deviation=_deviation(test),
         parameters=max(r.parameters for r in results),
         served_bytes=max(r.served_bytes for r in results),
+        kept=_mean(kept) if kept else None,
         seconds=_mean(r.seconds for r in results),
         comparison=comparison,
     )
@@ -349,7 +355,7 @@ def head(found: Sequence[Standing], metric: Metric) -> tuple[str, ...]:
     against = next((e.comparison.reference for e in found if e.comparison is not None), "the best")
     return (
         *("experiment", "model", "seeds", f"valid {name}", f"test {name}", f"against {against}"),
-        *("p, seeds", "p, rows", "verdict", "parameters", "served", "seconds"),
+        *("p, seeds", "p, rows", "verdict", "parameters", "rows kept", "served", "seconds"),
     )
 
 
@@ -364,6 +370,7 @@ def rows_of(found: Sequence[Standing]) -> list[tuple[str, ...]]:
             _spread(each.test, each.test_deviation),
             *_compared(each.comparison),
             f"{each.parameters:,}",
+            "all" if each.kept is None else f"{each.kept:.1%}",
             size_text(each.served_bytes),
             f"{each.seconds:.0f}",
         )

@@ -16,9 +16,11 @@ from recsys.evaluation.standings import (
     Metric,
     Result,
     Scores,
+    head,
     markdown,
     read_baseline,
     regressions,
+    rows_of,
     standings,
     without_result,
     write_baseline,
@@ -228,3 +230,10 @@ def test_nothing_done_is_a_page_that_says_so(tmp_path: Path) -> None:
     failed = RESULTS[-1:]
     assert standings(failed, "auc", None, of) == []
     assert "No result yet" in write_standings(failed, [], "x", "auc", tmp_path).read_text()
+
+
+def test_what_a_search_kept_is_told() -> None:
+    gated = [result("gated", seed, 0.7, 0.7, kept=0.25 + 0.5 * seed) for seed in range(2)]
+    found = standings([*gated, result("whole", 0, 0.6, 0.6)], "auc", None, lambda r: scores(1.0, 0))
+    column = head(found, "auc").index("rows kept")
+    assert [row[column] for row in rows_of(found)] == ["50.0%", "all"]
