@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -26,13 +27,14 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from benchmarks.click_log import LAYOUT, NUM_FIELDS, NUM_NUMBERS, encoded_files
+from benchmarks.click_log import NUM_FIELDS, NUM_NUMBERS, encoded_files, layout
 from recsys.dataset import BatchReader
 from recsys.embeddings import sharding
 from recsys.embeddings.collection import Embeddings
 from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
-from recsys.models import ranker
+from recsys.models import ModelConfig, ranker
 from recsys.models.dnn import DNNConfig
+from recsys.models.history import HistoryModelConfig
 from recsys.models.layers import MLPConfig
 from recsys.objectives.click import LogLoss, LogLossConfig
 from recsys.sweep import parsed_scheme
@@ -64,7 +66,12 @@ class Memory(NamedTuple):
 
 
 def our_step(
-    log: Path, rows_per_table: int, precision: Precision, scheme: str, budget: str | None
+    log: Path,
+    rows_per_table: int,
+    precision: Precision,
+    scheme: str,
+    budget: str | None,
+    config: ModelConfig,
 ) -> tuple[Callable[[], None], Callable[[], Memory]]:
     """One step of what `recsys train` runs, reading the log from its Parquet files, shuffled.
 
@@ -78,13 +85,13 @@ def our_step(
         scheme=parsed_scheme(scheme),
     )
     before = resident_bytes()
+    rows = layout(history=isinstance(config, HistoryModelConfig))
     embeddings = Embeddings(
-        LAYOUT, EmbeddingsConfig(default=settings, budget=budget), torch.device("meta")
+        rows, EmbeddingsConfig(default=settings, budget=budget), torch.device("meta")
     )
     tables = embeddings.tables
-    config = DNNConfig(mlp=MLPConfig(hidden=HIDDEN))
     module = TrainModule(
-        ranker(config, LAYOUT, embeddings), LogLoss(LAYOUT, LogLossConfig()), precision
+        ranker(config, rows, embeddings), LogLoss(rows, LogLossConfig()), precision
     )
     sparse = SparseOptimizerConfig()
     fuse(embeddings, sparse)
@@ -93,7 +100,7 @@ def our_step(
     dense = DenseOptimizerConfig()
     optimizers = Optimizers(model, embeddings, sparse, dense)
     step = Step(model, optimizers, DEVICE, StepConfig(), num_steps=1_000_000)
-    reader = BatchReader(encoded_files(log), LAYOUT, batch_size=BATCH_SIZE, shuffle=True)
+    reader = BatchReader(encoded_files(log), rows, batch_size=BATCH_SIZE, shuffle=True)
     batches = itertools.chain.from_iterable(map(reader.epoch, itertools.count()))
 
     def memory() -> Memory:
@@ -201,6 +208,11 @@ def samples_per_second(step: Callable[[], None], warmup_steps: int, steps: int) 
     return steps * BATCH_SIZE / (time.perf_counter() - started)
 
 
+def a_model(text: str) -> ModelConfig:
+    """A model's configuration from its JSON."""
+    return TypeAdapter(ModelConfig).validate_json(text)
+
+
 def main() -> None:
     """Measure one loop."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -208,6 +220,9 @@ def main() -> None:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--table-rows", type=int, required=True, help="rows of all tables together")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument(
+        "--model", type=a_model, default=DNNConfig(mlp=MLPConfig(hidden=HIDDEN)), help="ours, JSON"
+    )
     parser.add_argument("--scheme", default="full", help="of our embeddings")
     parser.add_argument("--budget", default=None, help="of our embeddings: a percentage")
     parser.add_argument("--threads", type=int, default=2)
@@ -220,7 +235,12 @@ def main() -> None:
     memory = None
     if arguments.loop == "ours":
         step, memory = our_step(
-            arguments.log, rows_per_table, arguments.precision, arguments.scheme, arguments.budget
+            arguments.log,
+            rows_per_table,
+            arguments.precision,
+            arguments.scheme,
+            arguments.budget,
+            arguments.model,
         )
     else:
         step = bare_step(rows_per_table, arguments.precision)

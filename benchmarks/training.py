@@ -20,6 +20,7 @@ import tempfile
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.click_log import NUM_FIELDS, write_log
 from benchmarks.results import Results
@@ -129,7 +130,7 @@ def command(side: str, table_rows: int, log: Path, effort: Effort) -> list[str]:
     return [*program, "--log", str(log), *(str(word) for pair in numbers.items() for word in pair)]
 
 
-def in_fresh_process(program: list[str]) -> dict[str, float]:
+def in_fresh_process(program: list[str]) -> dict[str, Any]:
     """What the program prints in its last line."""
     # Waiting threads sleep, on all sides: where others work on the machine too, a thread that spins
     # for one that is off its core costs any loop ten times its share, by chance.

@@ -1,6 +1,6 @@
-"""DeepCTR-Torch's DeepFM in its own training loop, on the log of `benchmarks.click_log`.
+"""A model of DeepCTR-Torch in its own training loop, on the log of `benchmarks.click_log`.
 
-Runs in the peers' environment, as a script. The model's defaults hold but for its sizes; Adam, no
+Runs in the peers' environment, as a script. A model's defaults hold but for its sizes; Adam, no
 metrics and no bar, so that its loop does nothing that ours does not. Prints one JSON line.
 """
 
@@ -9,20 +9,38 @@ import contextlib
 import io
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from deepctr_torch.inputs import DenseFeat, SparseFeat, get_feature_names
-from deepctr_torch.models import DeepFM
+from deepctr_torch.inputs import DenseFeat, SparseFeat, VarLenSparseFeat, get_feature_names
+from deepctr_torch.models import DCN, DIEN, DIN, WDL, AutoInt, DCNMix, DeepFM
 
 EMBEDDING_DIM = 16
 HIDDEN = (400, 400)
+SIZES: dict[str, Any] = {"dnn_hidden_units": HIDDEN}
+MODELS: dict[str, Callable[[list[Any]], Any]] = {
+    "deepfm": lambda columns: DeepFM(columns, columns, **SIZES),
+    "wide_deep": lambda columns: WDL(columns, columns, **SIZES),
+    "dcn": lambda columns: DCN(columns, columns, cross_num=3, **SIZES),
+    "dcn_v2": lambda columns: DCN(
+        columns, columns, cross_num=3, cross_parameterization="matrix", **SIZES
+    ),
+    "dcn_v2_low_rank": lambda columns: DCNMix(columns, columns, cross_num=3, **SIZES),
+    "autoint": lambda columns: AutoInt(columns, columns, **SIZES),
+    "din": lambda columns: DIN(columns, ["C0"], att_hidden_size=(36,), **SIZES),
+    "dien": lambda columns: DIEN(columns, ["C0"], gru_type="AUGRU", **SIZES),
+}
+HISTORIES = ("din", "dien")
+"""Models that read the history."""
 
 
 def main() -> None:
     """Measure it: one fit to warm up, one that counts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="deepfm")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--table-rows", type=int, required=True)
     parser.add_argument("--threads", type=int, default=2)
@@ -39,13 +57,21 @@ def main() -> None:
         *(SparseFeat(f"C{i}", rows_per_table, EMBEDDING_DIM) for i in range(ids.shape[1])),
         *(DenseFeat(f"I{i}", 1) for i in range(numbers.shape[1])),
     ]
-    model = DeepFM(columns, columns, dnn_hidden_units=HIDDEN)
+    history = np.zeros((0, 0), dtype=np.int64)
+    if arguments.model in HISTORIES:
+        history = np.load(arguments.log / "history.npy", mmap_mode="r")
+        item = SparseFeat("hist_C0", rows_per_table, EMBEDDING_DIM, embedding_name="C0")
+        columns.append(VarLenSparseFeat(item, history.shape[1], length_name="length"))
+    model = MODELS[arguments.model](columns)
     model.compile("adam", "binary_crossentropy")
 
     def fit(steps: int) -> float:
         size = steps * arguments.batch_size
         data = {f"C{i}": np.array(ids[:size, i]) for i in range(ids.shape[1])}
         data |= {f"I{i}": np.array(numbers[:size, i]) for i in range(numbers.shape[1])}
+        if arguments.model in HISTORIES:
+            data["hist_C0"] = np.array(history[:size])
+            data["length"] = np.full(size, history.shape[1])
         inputs = {name: data[name] for name in get_feature_names(columns)}
         started = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()):

@@ -106,10 +106,10 @@ def main() -> None:
         seconds = time.perf_counter() - started
         # Its own log loss passes an argument that scikit-learn has dropped.
         predicted = model.predict(test)
-        auc = model.evaluate(test)["AUC"]
+        auc, valid_auc = (model.evaluate(rows)["AUC"] for rows in (test, valid))
     labels = pl.read_parquet(files["test_data"])["label"].to_numpy()
-    result = {"auc": auc, "logloss": log_loss(labels, predicted), "seconds": seconds}
-    print(json.dumps(result))
+    result = {"auc": auc, "valid_auc": valid_auc, "seconds": seconds}
+    print(json.dumps({**result, "logloss": log_loss(labels, predicted)}))
 
 
 if __name__ == "__main__":
