@@ -119,13 +119,13 @@ class GatherTexts:
         counted = {}
         for name, text in self.texts.items():
             texts = part.frame.select(text.alias(_TEXT)).collect(engine="streaming")
-            present = texts.filter((pl.col(_TEXT) != "").fill_null(False))
-            hashed = present.with_columns(
-                pl.col(_TEXT).nchash.xxhash64().alias(_HASH),  # type: ignore[attr-defined]
+            present = pl.col(_TEXT) != ""
+            hashed = texts.lazy().select(
+                pl.when(present).then(pl.col(_TEXT).nchash.xxhash64()).alias(_HASH),  # type: ignore[attr-defined]
                 pl.lit(1, pl.Int64).alias(_ROWS),
             )
+            counts = _added_up(texts.get_column(_TEXT), hashed)
             counted[name] = self.folder / f"{part.number:06d}-{uuid4().hex}.arrow"
-            counts = _added_up(hashed)
             counts.write_ipc(counted[name], compat_level=pl.CompatLevel.newest())
         return counted
 
@@ -154,7 +154,9 @@ class MergeTexts:
         """
         _require_memory(job)
         every = pl.concat([pl.read_ipc(path) for path in job.partials])
-        counts = _added_up(every) if len(job.partials) > 1 else every
+        counts = every
+        if len(job.partials) > 1:
+            counts = _added_up(every.get_column(_TEXT), every.lazy().select(_HASH, _ROWS))
         kept = counts.filter(pl.col(_ROWS) >= job.min_count)
         kept = kept.sort(_ROWS, _TEXT, descending=[True, False])
         if job.max_size is not None:
@@ -174,17 +176,21 @@ def read_texts(path: Path, name: str) -> pl.Series:
     return pl.read_ipc(path).get_column(_TEXT).alias(name)
 
 
-def _added_up(counts: pl.DataFrame) -> pl.DataFrame:
-    """One row a text: texts are told apart by their 64-bit hash, which is far quicker to group."""
-    placed = counts.with_row_index(_PLACE)
+def _added_up(texts: pl.Series, counts: pl.LazyFrame) -> pl.DataFrame:
+    """One row a text: texts are told apart by their 64-bit hash, which is far quicker to group.
+
+    Args:
+        texts: With duplicates.
+        counts: The hash of each, null for one that is not counted, and how often it was there.
+    """
     grouped = (
-        placed.lazy()
-        .select(_HASH, _ROWS, _PLACE)
+        counts.with_row_index(_PLACE)
         .group_by(_HASH)
         .agg(pl.col(_ROWS).sum(), pl.col(_PLACE).min())
+        .filter(pl.col(_HASH).is_not_null())
         .collect(engine="streaming")
     )
-    return grouped.select(counts.get_column(_TEXT).gather(grouped.get_column(_PLACE)), _ROWS, _HASH)
+    return grouped.select(texts.gather(grouped.get_column(_PLACE)), _ROWS, _HASH)
 
 
 def _require_memory(job: Chosen) -> None:
