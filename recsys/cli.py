@@ -171,13 +171,25 @@ def check(file: File, overrides: Overrides = None, workers: Workers = None) -> N
 
 
 @app.command()
-def build(file: File, overrides: Overrides = None) -> None:
+def build(
+    file: File,
+    on: Annotated[
+        Literal["here", "ray"], typer.Option(help="Where parts of the source are worked off.")
+    ] = "here",
+    address: Annotated[
+        str | None, typer.Option(help="A running Ray cluster; without it, this machine.")
+    ] = None,
+    cpus: Annotated[int, typer.Option(min=1, help="Cores of one Ray task.")] = 1,
+    overrides: Overrides = None,
+) -> None:
     """Build the features: raw files to a new version in the store."""
     experiment = _load(file, overrides)
+    if address is not None and on != "ray":
+        raise typer.BadParameter("--address is for --on ray")
     from recsys import run as stages
 
-    with console.Reporter() as report:
-        result = stages.build_features(experiment, progress=report)
+    with console.Reporter() as report, stages.mapper_of(on, address, cpus) as mapper:
+        result = stages.build_features(experiment, progress=report, mapper=mapper)
     summary.show_build(result)
     console.show(f"Next    recsys train {file}")
 

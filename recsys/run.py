@@ -7,10 +7,10 @@ experiment redoes nothing.
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +22,7 @@ from pipelines import build as pipeline
 from pipelines.build import BuildResult
 from pipelines.entities import gather
 from pipelines.fit import fit
+from pipelines.mapping import Mapper, in_process
 from pipelines.sources import preview
 from recsys.checkpoint import Checkpoints
 from recsys.embeddings import sharding
@@ -65,6 +66,7 @@ from recsys.trained import (
 from recsys.training.account import StorageSize, account, full_bytes
 from recsys.training.log import read_metrics
 from recsys.training.step import TrainModule
+from recsys.training.tasks import ray_mapper
 from recsys.versions import library_versions
 from recsys.worker import OnProgress
 
@@ -110,7 +112,24 @@ def silent(stage: str, message: str, done: int | None = None, total: int | None 
     """Progress that is shown to nobody."""
 
 
-def build_features(experiment: Experiment, progress: OnProgress = silent) -> BuildResult:
+def mapper_of(
+    on: Literal["here", "ray"], address: str | None = None, cpus_per_task: int = 1
+) -> AbstractContextManager[Mapper]:
+    """What works off the parts of a build.
+
+    Args:
+        on: in this process, or as Ray tasks.
+        address: of a running cluster; None: this machine.
+        cpus_per_task: also the number of threads of a Ray task.
+    """
+    if on == "here":
+        return nullcontext(in_process)
+    return ray_mapper(address, cpus_per_task=cpus_per_task)
+
+
+def build_features(
+    experiment: Experiment, progress: OnProgress = silent, mapper: Mapper = in_process
+) -> BuildResult:
     """Raw files to a version in the store, or the version that these files gave before."""
 
     def told(stage: str, done: int, total: int | None) -> None:
@@ -123,6 +142,7 @@ def build_features(experiment: Experiment, progress: OnProgress = silent) -> Bui
         Store(experiment.data.store),
         on_progress=told,
         needed=_needed(experiment),
+        mapper=mapper,
     )
     for side, entity in experiment.supervised_entities().items():
         gather(built.version, side, entity, on_progress=told)
