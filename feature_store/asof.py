@@ -8,6 +8,7 @@ lies, and the lists themselves are made batch by batch as the table streams thro
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -25,6 +26,7 @@ from feature_store.features import (
     Sequence,
     source_of,
 )
+from feature_store.kinds.lists import times_of, weights_of
 from feature_store.windows import Past
 
 Frame = TypeVar("Frame", pl.LazyFrame, pl.DataFrame)
@@ -36,7 +38,8 @@ def histories(raw: Frame, feature_set: FeatureSet) -> Frame:
     The column is named by the sequence's source, has the type of the `of` feature's raw column, is
     oldest first (ties in time in source order) and holds at most `max_length` of the most recent
     values. Rows without a value, `by` or timestamp enter no history; rows without a `by` or a
-    timestamp have an empty one. Null, NaN and the empty text are no value and no `by`.
+    timestamp have an empty one. Null, NaN and the empty text are no value and no `by`. A sequence
+    with gaps gets the times of its values as a second list column, one with weights the weights.
 
     Args:
         raw: All rows of the log, with `__row`. A lazy frame must give the same rows in the same
@@ -52,8 +55,8 @@ def histories(raw: Frame, feature_set: FeatureSet) -> Frame:
         return raw
     log = _log(raw.lazy(), feature_set, sequences)
     orders = {by: _Order(log, by) for by in dict.fromkeys(_history(s).by for s in sequences)}
-    pasts = {s.name: _past(log, orders[_history(s).by], s) for s in sequences}
-    result = _with_lists(raw.lazy(), {source_of(s): pasts[s.name] for s in sequences})
+    slices = [_past(log, orders[_history(s).by], s) for s in sequences]
+    result = _with_lists(raw.lazy(), slices)
     return result.collect() if isinstance(raw, pl.DataFrame) else result
 
 
@@ -67,36 +70,60 @@ def event_histories(
     Args:
         raw: The rows.
         queries: `KEY` and `TIME` of each of them (see `feature_store.windows`).
-        events: `KEY` and `TIME`, and per sequence `value <name>`, null where nothing enters.
+        events: `KEY` and `TIME`, per sequence `value <name>`, null where nothing enters, and if any
+            has gaps, `STAMP`.
         sequences: Those whose history is of these events.
     """
     past = Past(queries, events)
-    found: dict[str, _Slices] = {}
+    found: list[_Slices] = []
     for sequence in sequences:
-        values = events.get_column(f"value {sequence.name}").gather(past.order)
-        before = np.concatenate([[0], np.cumsum(values.is_not_null().to_numpy())])
+        present = events.get_column(f"value {sequence.name}").is_not_null()
+        enters = present.gather(past.order).to_numpy()
+        before = np.concatenate([[0], np.cumsum(enters)])
         end = before[past.end]
         begin = np.maximum(before[past.begin], end - sequence.max_length)
-        found[source_of(sequence)] = (values.drop_nulls(), begin, end - begin)
+        values = _entered(sequence, events, past.order[enters])
+        found.append(_Slices(values, begin, end - begin))
     return _with_lists(raw, found)
 
 
-_Slices = tuple[pl.Series, np.ndarray, np.ndarray]
-"""Values that enter, sorted; and per raw row the begin and the length of its slice of them."""
+STAMP = "stamp"
+"""The time of an event, in the type of the rows' raw time."""
 
 
-def _with_lists(raw: pl.LazyFrame, slices: Mapping[str, _Slices]) -> pl.LazyFrame:
-    """The rows with the lists that slices cut out, by column."""
+@dataclass(frozen=True)
+class _Slices:
+    """What enters a history, sorted, and which slice of it each raw row gets."""
+
+    values: dict[str, pl.Series]
+    """By column that becomes a list."""
+    begin: np.ndarray
+    length: np.ndarray
+
+
+def _entered(sequence: Sequence, log: pl.DataFrame, places: np.ndarray) -> dict[str, pl.Series]:
+    """What becomes the lists, of the events in some places of the log."""
+    columns = {source_of(sequence): f"value {sequence.name}"}
+    if sequence.gaps:
+        columns[times_of(sequence)] = STAMP
+    if sequence.weights is not None:
+        columns[weights_of(sequence)] = f"weight {sequence.name}"
+    return {name: log.get_column(column).gather(places) for name, column in columns.items()}
+
+
+def _with_lists(raw: pl.LazyFrame, slices: Items[_Slices]) -> pl.LazyFrame:
+    """The rows with the lists that slices cut out."""
     bounds: dict[str, np.ndarray] = {}
     lists: list[pl.Expr] = []
-    for name, (values, begin, length) in slices.items():
-        names = [f"__begin {name}", f"__length {name}"]
-        bounds |= dict(zip(names, (begin, length), strict=True))
-        # The one Python function on the way: numpy and Arrow on whole batches, never on rows.
-        gathered = pl.map_batches(
-            names, _gather(values), return_dtype=pl.List(values.dtype), is_elementwise=True
-        )
-        lists.append(gathered.alias(name))
+    for number, cut in enumerate(slices):
+        names = [f"__begin {number}", f"__length {number}"]
+        bounds |= dict(zip(names, (cut.begin, cut.length), strict=True))
+        for column, values in cut.values.items():
+            # The one Python function on the way: numpy and Arrow on whole batches, never on rows.
+            gathered = pl.map_batches(
+                names, _gather(values), return_dtype=pl.List(values.dtype), is_elementwise=True
+            )
+            lists.append(gathered.alias(column))
     wide = pl.concat([raw, pl.DataFrame(bounds).lazy()], how="horizontal")
     return wide.with_columns(lists).drop(list(bounds))
 
@@ -117,7 +144,6 @@ class _Order:
 
 
 def _past(log: pl.DataFrame, order: _Order, sequence: Sequence) -> _Slices:
-    values = log.get_column(f"value {sequence.name}").gather(order.rows)
     enters = log.get_column(f"enters {sequence.name}").gather(order.rows).to_numpy() & order.usable
     before = np.cumsum(enters) - enters
     end = before[order.instant_starts]
@@ -125,7 +151,8 @@ def _past(log: pl.DataFrame, order: _Order, sequence: Sequence) -> _Slices:
     length = np.where(order.usable, end - begin, 0)
     begin_by_row, length_by_row = np.empty_like(begin), np.empty_like(length)
     begin_by_row[order.rows], length_by_row[order.rows] = begin, length
-    return values.filter(pl.Series(enters)), begin_by_row, length_by_row
+    values = _entered(sequence, log, order.rows[enters])
+    return _Slices(values, begin_by_row, length_by_row)
 
 
 def _gather(values: pl.Series) -> Callable[[Items[pl.Series]], pl.Series]:
@@ -161,7 +188,11 @@ def _log(raw: pl.LazyFrame, feature_set: FeatureSet, sequences: Items[Sequence])
     _check(schema, feature_set, sequences)
     time, _ = time_number(feature_set.timestamp, schema[feature_set.timestamp])
     chosen = {ROW_COLUMN: pl.col(ROW_COLUMN), "time": time}
+    if any(sequence.gaps for sequence in sequences):
+        chosen[STAMP] = pl.col(feature_set.timestamp)
     for sequence in sequences:
+        if sequence.weights is not None:
+            chosen[f"weight {sequence.name}"] = pl.col(sequence.weights)
         by = _history(sequence).by
         value, enters = entering(sequence, feature_set, schema)
         chosen[f"by {by}"] = row_key(by, schema[by])
@@ -209,19 +240,26 @@ def _check(
         label = _label(feature_set, sequence)
         needed[_history(sequence).by] = f"history.by of the sequence {sequence.name!r}"
         needed[source_of(feature_set.feature(sequence.of))] = f"the sequence {sequence.name!r}"
+        if sequence.weights is not None:
+            needed[sequence.weights] = f"the weights of the sequence {sequence.name!r}"
         if label is not None:
             needed[source_of(label)] = f"history.where of the sequence {sequence.name!r}"
     require_columns(schema, needed)
     written: set[str] = set()
     for sequence in sequences:
-        name = source_of(sequence)
-        if name in schema or name in written:
-            raise SchemaMismatch(
-                f"sequence {sequence.name!r} writes its history to the column {name!r}, which is"
-                " already there; give the sequence another source, or drop its history to read"
-                " that column"
-            )
-        written.add(name)
+        names = [source_of(sequence)]
+        if sequence.gaps:
+            names.append(times_of(sequence))
+        if sequence.weights is not None:
+            names.append(weights_of(sequence))
+        for name in names:
+            if name in schema or name in written:
+                raise SchemaMismatch(
+                    f"sequence {sequence.name!r} writes its history to the column {name!r}, which"
+                    " is already there; give the sequence another source, or drop its history to"
+                    " read that column"
+                )
+            written.add(name)
 
 
 def _is_of_log(sequence: Sequence) -> bool:

@@ -217,6 +217,11 @@ def normalized(events: Data, windows: Windows, time: pl.Expr, labels: Sequence[L
     return events.filter(*counted).select(value.alias(name) for name, value in columns.items())
 
 
+def nanoseconds_in(unit: TimeUnit) -> int:
+    """How many of them make one of the unit."""
+    return _NANOSECONDS[unit]
+
+
 def nanoseconds(
     name: str, dtype: pl.DataType, unit: TimeUnit = "s", what: str = "features.timestamp"
 ) -> pl.Expr:

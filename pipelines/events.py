@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import polars as pl
 from pydantic import Discriminator, Tag, model_validator
 
-from feature_store.asof import categorical_value, event_histories
+from feature_store.asof import STAMP, categorical_value, event_histories
 from feature_store.columns import SchemaMismatch, require_columns
 from feature_store.encoding import row_key
 from feature_store.features import (
@@ -36,6 +36,7 @@ from feature_store.windows import (
     Windows,
     flag,
     nanoseconds,
+    nanoseconds_in,
     normalized,
     seconds_of,
     window_columns,
@@ -284,6 +285,8 @@ def gather(
         rejections += happened.rejections
         counted = normalized(happened.frame, windows, happened.time, happened.labels)
         values = _values(happened, config, sequences, feature_set)
+        if any(sequence.gaps for sequence in sequences):
+            values = values.with_columns(_stamp(frame, sequences, feature_set, tables.time_unit))
         known.append(Known(windows, counted, tuple(sequences), values))
         if windows.aggregates:
             folder = tables.folder / f"windows-{config.name}"
@@ -495,6 +498,25 @@ class _Side:
         if not files:
             return pl.DataFrame(schema=self.rows.collect_schema())
         return pl.read_parquet(files, hive_partitioning=False)
+
+
+def _stamp(
+    frame: pl.LazyFrame,
+    sequences: Sequence[SequenceFeature],
+    feature_set: FeatureSet,
+    unit: TimeUnit,
+) -> pl.Expr:
+    """The events' times in the type of the rows', for gaps between the two."""
+    timestamp = time_of_rows(feature_set, "data.events")
+    if frame.collect_schema()[timestamp].is_temporal():
+        return (pl.col(TIME) // 1000).cast(pl.Datetime("us")).alias(STAMP)
+    for sequence in sequences:
+        if sequence.gaps and sequence.time_unit != unit:
+            raise SchemaMismatch(
+                f"sequence {sequence.name!r} counts times in {sequence.time_unit}, data.time_unit"
+                f" says {unit}; set both alike"
+            )
+    return (pl.col(TIME) / float(nanoseconds_in(unit))).alias(STAMP)
 
 
 def _values(

@@ -101,7 +101,7 @@ class SequenceKind(Kind[Sequence]):
         """The values, their weights and their times where there are any."""
         found = [source_of(feature)]
         if feature.weights is not None:
-            found.append(_weights_of(feature))
+            found.append(weights_of(feature))
         if feature.gaps:
             assert features.timestamp is not None, "a sequence with gaps demands it"
             found += [times_of(feature), features.timestamp]
@@ -131,7 +131,7 @@ class SequenceKind(Kind[Sequence]):
                 return []
             return [_weight_fault(feature, feature.weights, schema)]
         faults = (
-            [] if feature.weights is None else _weight_faults(feature, _weights_of(feature), schema)
+            [] if feature.weights is None else _weight_faults(feature, weights_of(feature), schema)
         )
         if feature.gaps:
             faults.append(_length_fault(feature, times_of(feature), "times", schema))
@@ -147,7 +147,7 @@ class SequenceKind(Kind[Sequence]):
             return encoded
         kept = _kept(feature, schema)
         if feature.weights is not None:
-            encoded.append(_weights(feature, _weights_of(feature), kept, schema))
+            encoded.append(_weights(feature, weights_of(feature), kept, schema))
         if feature.gaps:
             assert features.timestamp is not None, "a sequence with gaps demands it"
             encoded.append(_gaps(feature, features.timestamp, kept, schema))
@@ -189,7 +189,7 @@ def times_of(feature: Sequence) -> str:
     return f"{source_of(feature)}__time"
 
 
-def _weights_of(feature: Sequence) -> str:
+def weights_of(feature: Sequence) -> str:
     """The raw column with a sequence's weights, as lists."""
     assert feature.weights is not None, "asked of weighted sequences only"
     return feature.weights if feature.history is None else f"{source_of(feature)}__weight"

@@ -76,6 +76,20 @@ def test_a_history_is_what_a_look_at_every_pair_of_rows_finds(rows, where, max_l
     assert streamed.drop("past").equals(raw)
 
 
+def test_times_and_weights_lie_beside_the_values():
+    feature_set = features("liked", max_length=2)
+    past = feature_set.feature("past").model_copy(update={"gaps": True, "weights": "time"})
+    feature_set = feature_set.model_copy(update={"inputs": (feature_set.inputs[0], past)})
+    rows = [("ann", 7, 1, 5.0), ("ann", None, 2, 5.0), ("ann", 8, 3, 5.0), ("ann", 9, 4, 1.0)]
+    found = histories(log([*rows, ("ann", 5, 5, 5.0), ("ann", 6, 6, 4.0)]), feature_set)
+    assert found["past"].to_list()[-2:] == [[7, 8], [8, 5]]
+    assert found["past__time"].to_list()[-2:] == [[1, 3], [3, 5]]
+    assert found["past__weight"].to_list()[-2:] == [[1, 3], [3, 5]]
+    assert found["past__time"].list.len().to_list() == found["past"].list.len().to_list()
+    with pytest.raises(SchemaMismatch, match="writes its history to the column 'past__weight'"):
+        histories(log(rows).with_columns(past__weight=1), feature_set)
+
+
 def test_rows_of_the_same_instant_are_not_each_others_past():
     raw = log([("ann", 1, 10, 5.0), ("ann", 2, 10, 5.0), ("ann", 3, 11, 5.0), ("bob", 4, 99, 5.0)])
     assert histories(raw, features())["past"].to_list() == [[], [], [1, 2], []]

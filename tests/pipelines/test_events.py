@@ -210,6 +210,26 @@ def test_a_history_of_events_is_what_a_look_at_every_event_finds(
         assert seen == [e[1] for e in past][-2:]
 
 
+@pytest.mark.parametrize("unit", ["s", "datetime"])
+def test_a_history_of_events_brings_its_times_in_the_type_of_the_rows(
+    tmp_path: Path, unit: str
+) -> None:
+    config = table(tmp_path, [("ann", "a", 10, 1, 0.0), ("ann", "b", 20, 1, 0.0)])
+    feature_set = features(history=History(by="user", events="views"))
+    seen = feature_set.feature("seen").model_copy(update={"gaps": True})
+    feature_set = feature_set.model_copy(update={"inputs": (feature_set.inputs[0], seen)})
+    log = LOG.filter(pl.col("user") == "ann")
+    columns = COLUMNS
+    if unit == "datetime":
+        columns = {**COLUMNS, "time": "datetime"}
+        log = log.with_columns(pl.from_epoch("time", time_unit="s"))
+    found = source(tmp_path, [config], feature_set, log, columns=columns).frame.collect()
+    times = found["seen__time"].to_list()[0]
+    if unit == "datetime":
+        times = [(time - datetime(1970, 1, 1)).total_seconds() for time in times]
+    assert (found["seen"].to_list()[0], times) == (["a", "b"], [10, 20])
+
+
 def test_a_history_of_the_rows_by_events_is_that_of_the_log(tmp_path: Path) -> None:
     events = [{"name": "clicks", "rows": True, "by": "user", "where": "clicked"}]
     history = History(by="user", events="clicks")
