@@ -23,8 +23,10 @@ def missing_numbers(feature_set: FeatureSet, schema: Mapping[str, pl.DataType]) 
     found = []
     for feature in feature_set.inputs:
         names = kind_of(feature).dense(feature)
+        if not names or indicator_of(names[0], names) is not None:
+            continue
         source = source_of(feature)
-        if source not in schema or (names and indicator_of(names[0], names) is not None):
+        if source not in schema:
             continue
         value = pl.col(source)
         is_missing = value.is_null()
