@@ -34,6 +34,10 @@ class Categorical(Input):
     any is left out. Hash them instead, or raise this where memory allows (about 100 bytes each)."""
 
 
+_OF_OWN_IDS = ("encoding", "min_count", "max_size", "max_distinct")
+"""Settings of a bag that are of its own ids."""
+
+
 class Bag(Input):
     """Any number of ids a row, without order (genres, tags); duplicates are kept."""
 
@@ -58,7 +62,9 @@ class Bag(Input):
 
     @model_validator(mode="after")
     def _own_ids_or_shared(self) -> "Bag":
-        own = {"encoding", "min_count", "max_size", "max_distinct"} & self.model_fields_set
+        # By value: what was saved names every setting, also those that were never set.
+        fields = {name: type(self).model_fields[name].default for name in _OF_OWN_IDS}
+        own = {name for name, default in fields.items() if getattr(self, name) != default}
         if self.of is not None and own:
             raise ValueError(
                 f"bag {self.name!r} shares the ids of {self.of!r}; set {', '.join(sorted(own))}"
