@@ -7,6 +7,7 @@ by one that dies, and whoever removes the version asks for the exclusive lock fi
 import contextlib
 import fcntl
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ class Lease:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = path.open("rb")  # closed with the object, and the lock with it
-        fcntl.flock(self._file, fcntl.LOCK_SH)
+        descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, descriptor)  # and the lock is gone
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Lease, (self._path,)

@@ -243,3 +243,34 @@ def test_builds_at_once_all_succeed_and_equal_ones_make_one_version(tmp_path: Pa
         assert version.scan("train").collect().height == version.rows["train"] > 0
     kept = {path.name for path in (tmp_path / "clicks" / "builds").iterdir()}
     assert kept == {version.build for version in versions}
+
+
+def _write_rounds(barrier: Any, path: Path, names: list[str]) -> None:
+    for name in names:
+        barrier.wait()
+        write(Store(path), raw_rows(60), name)
+
+
+def test_two_processes_build_the_same_and_different_versions_round_after_round(
+    tmp_path: Path,
+) -> None:
+    rounds = [["a", "b", "c", "same", "d", "same"], ["a", "x", "y", "same", "z", "same"]]
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    workers = [
+        context.Process(target=_write_rounds, args=(barrier, tmp_path, names)) for names in rounds
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    versions = Store(tmp_path).history("clicks")
+    assert sorted(v.fingerprint for v in versions) == sorted({*rounds[0], *rounds[1]})
+    assert [v.number for v in versions] == list(range(len(versions)))
+    for version in versions:
+        assert sum(version.scan(split).collect().height for split in SPLITS) == 60
+    table = tmp_path / "clicks" / "table"
+    named = {file for version in versions for split in SPLITS for file in version.files(split)}
+    assert set(table.glob("split=*/*.parquet")) == named
+    assert DeltaTable(str(table)).to_pyarrow_table().num_rows == 60
