@@ -53,6 +53,16 @@ class DayDrift(Config):
     """Share; empty where it is not known."""
     unseen: tuple[float | None, ...] = ()
 
+    def largest_step(self) -> int | None:
+        """The day on which PSI exceeds chance by most; None where no day was compared."""
+        compared = zip(self.psi_before, self.by_chance, strict=True)
+        steps = [
+            (step - chance, -day)
+            for day, (step, chance) in enumerate(compared)
+            if step is not None and chance is not None
+        ]
+        return -max(steps)[1] if steps else None
+
 
 class Days(Config):
     """A version day by day (UTC)."""
@@ -220,5 +230,6 @@ def _used(reference_C: Array, current_C: Array) -> tuple[Array, Array]:
 
 def _excess(found: DayDrift) -> float:
     """By how much PSI exceeds chance on the day where it does so by most."""
-    pairs = zip(found.psi_before, found.by_chance, strict=True)
-    return max((p - c for p, c in pairs if p is not None and c is not None), default=-math.inf)
+    day = found.largest_step()
+    step, chance = (None, None) if day is None else (found.psi_before[day], found.by_chance[day])
+    return -math.inf if step is None or chance is None else step - chance

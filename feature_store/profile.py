@@ -178,17 +178,23 @@ class Meaning:
         return lambda id_: f"{ends[id_ - FIRST_ID]} – {ends[id_ - FIRST_ID + 1]}"
 
 
-def profile(version: Version) -> Profile:
-    """The profile of a version; counted the first time, and kept beside it.
+def profile(version: Version, counted: dict[str, Tally] | None = None) -> Profile:
+    """The profile of a version; made the first time, and kept beside it.
+
+    Args:
+        version: The version.
+        counted: Its rows by split, if they are counted already.
 
     Raises:
         OSError: A file of the version cannot be read, or the profile not be written.
+        ValueError: The profile that is kept is damaged; the message names its file.
     """
     kept = load(version.folder)
     if kept is not None and kept.fingerprint == version.fitted.fingerprint:
         return kept
-    tallies = {split: tally(version.files(split), version.layout) for split in SPLITS}
-    found = summary(tallies, version.fitted, version.metadata.get("missing") or {})
+    if counted is None:
+        counted = {split: tally(version.files(split), version.layout) for split in SPLITS}
+    found = summary(counted, version.fitted, version.metadata.get("missing") or {})
     save(found, version.folder)
     return found
 

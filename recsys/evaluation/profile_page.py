@@ -346,16 +346,13 @@ def _days_section(days: Days, figures: Figures) -> str:
         boxes.append(figures.place("PSI by day", heat_figure(days, compared[:_MAX_DAY_LINES])))
     rows = []
     for feature in compared:
-        worst, day = max(
-            (p - (c or 0.0), place)
-            for place, (p, c) in enumerate(zip(feature.psi_before, feature.by_chance, strict=True))
-            if p is not None
-        )
+        day = feature.largest_step()
+        assert day is not None, "features that no day compares are left out"
         since = [p for p in feature.psi_first if p is not None]
         rows.append(
             (
                 _day_name(feature),
-                f"{days.days[day]:%Y-%m-%d}" if worst > 0 else "none",
+                f"{days.days[day]:%Y-%m-%d}",
                 _number(feature.psi_before[day]),
                 _number(feature.by_chance[day]),
                 _number(since[-1]),
