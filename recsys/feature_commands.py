@@ -67,6 +67,52 @@ def list_tables(store: StoreFolder = STORE, as_json: AsJson = False) -> None:
     feature_summary.show_tables(latest, as_json=as_json)
 
 
+@features_app.command("profile")
+def profile_version(
+    version: Annotated[
+        str, typer.Argument(metavar="NAME[@VERSION]", help="The latest version without a number.")
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="NAME@B", help="Measure drift from this version to the first."),
+    ] = None,
+    by_day: Annotated[
+        bool, typer.Option("--by-day", help="Follow the version from day to day.")
+    ] = False,
+    split: Annotated[
+        Literal["train", "valid", "test"] | None,
+        typer.Option(help="With --against: compare these rows only."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page with small plots.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write all numbers as JSON.")
+    ] = None,
+    store: StoreFolder = STORE,
+) -> None:
+    """Show what a version's features hold, and how far they drift; splits, if nothing is named."""
+    from feature_store.store import Store
+    from feature_store.version import parse_reference
+    from recsys import console, feature_summary
+    from recsys.evaluation.profiled import look_at
+
+    opened = Store(store)
+    with console.Reporter() as report:
+        found = look_at(
+            opened.open(*parse_reference(version)),
+            against=None if against is None else opened.open(*parse_reference(against)),
+            by_day=by_day,
+            split=split,
+            on_progress=lambda stage, done, total: report("profile", stage, done, total),
+        )
+    found.write(html, json)
+    feature_summary.show_profile(found)
+    for name, path in (("Page", html), ("Numbers", json)):
+        if path is not None:
+            console.show(f"{name:<8}{path}")
+
+
 @features_app.command("show")
 def show_version(
     version: Annotated[

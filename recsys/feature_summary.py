@@ -10,14 +10,19 @@ from typing import TYPE_CHECKING, Any
 from recsys import console
 
 SHOWN_PAIRS = 10
+SHOWN_DRIFTS = 20
 
 if TYPE_CHECKING:
+    from feature_store.daily import Days
     from feature_store.difference import Difference
+    from feature_store.drift import Drift
     from feature_store.features import IdField
+    from feature_store.profile import FeatureProfile
     from feature_store.publishing import PublishResult
     from feature_store.store import Entry, Version
     from feature_store.vacuum import Vacuumed
     from pipelines.ranking import Ranking
+    from recsys.evaluation.profiled import Profiled
 
 _DIGEST = 12
 """Characters of a hash that a reader is shown."""
@@ -259,6 +264,95 @@ def show_vacuumed(name: str, result: "Vacuumed", *, dry_run: bool, as_json: bool
 
 def _minute(moment: datetime) -> str:
     return f"{moment:%Y-%m-%d %H:%M}"
+
+
+def show_profile(found: "Profiled") -> None:
+    """One line per feature; then what drifted, most traffic affected first."""
+    splits = found.profile.splits
+    first = next(iter(splits.values()))
+    rows = []
+    for feature in first.features:
+        each = [split.feature(feature.name) for split in splits.values()]
+        rows.append(
+            [
+                feature.name,
+                f"{'about ' if feature.distinct_estimated else ''}{feature.distinct:,}",
+                " / ".join(_share(one.missing) for one in each),
+                " / ".join(_share(one.unseen) for one in each),
+                _typical(feature),
+            ]
+        )
+    title = f"{found.version.name}@{found.version.number}, shares in {' / '.join(splits)}"
+    console.show_table(title, ["feature", "distinct", "missing", "unseen", "mostly"], rows)
+    for warning in found.version.metadata.get("warnings", ()):
+        console.show(f"Warning {warning}")
+    for drift in found.drifts:
+        _show_drift(drift)
+    if found.days is not None:
+        _show_days(found.days)
+
+
+def _show_drift(drift: "Drift") -> None:
+    compared = [feature for feature in drift.features if feature.psi is not None]
+    rows = [
+        [
+            f"{f.name}: lengths" if f.of == "lengths" else f.name,
+            _measure(f.psi),
+            _measure(f.psi_by_chance),
+            _measure(f.jensen_shannon),
+            _share(f.affected),
+            "" if f.new is None else f"{f.new.values:,} ({_share(f.new.share)})",
+            "" if f.vanished is None else f"{f.vanished.values:,}",
+        ]
+        for f in compared[:SHOWN_DRIFTS]
+    ]
+    header = ["feature", "PSI", "by chance", "JS", "traffic affected", "new", "vanished"]
+    console.show_table(f"Drift from {drift.reference} to {drift.current}", header, rows)
+    if len(compared) > SHOWN_DRIFTS:
+        console.show(f"        {len(compared) - SHOWN_DRIFTS} more drift less")
+    for feature in drift.features:
+        if feature.incomparable is not None:
+            console.show(f"Note    {feature.name}: {feature.incomparable}")
+    for name in drift.only_reference:
+        console.show(f"Note    {name}: only in {drift.reference}")
+    for name in drift.only_current:
+        console.show(f"Note    {name}: only in {drift.current}")
+
+
+def _show_days(days: "Days") -> None:
+    rows = []
+    for feature in days.features[:SHOWN_DRIFTS]:
+        largest = feature.largest_step()
+        if largest is not None:
+            rows.append(
+                [
+                    f"{feature.name}: lengths" if feature.of == "lengths" else feature.name,
+                    f"{days.days[largest]:%Y-%m-%d}",
+                    _measure(feature.psi_before[largest]),
+                    _measure(feature.by_chance[largest]),
+                    _measure(feature.psi_first[largest]),
+                ]
+            )
+    each = "Days" if days.length == 1 else f"Steps of {days.length} days"
+    header = ["feature", "largest step on", "PSI", "by chance", "PSI since the first day"]
+    console.show_table(f"{each} from {days.days[0]} to {days.days[-1]}", header, rows)
+
+
+def _typical(feature: "FeatureProfile") -> str:
+    if feature.numbers is not None:
+        at = feature.numbers.quantiles
+        return f"{at['5']:.4g} to {at['95']:.4g}"
+    if not feature.top:
+        return ""
+    return f"{feature.top[0].value[:_WIDEST]} ({_share(feature.top[0].share)})"
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.2%}"
+
+
+def _measure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def show_ranking(ranking: "Ranking", *, as_json: bool) -> None:

@@ -46,6 +46,8 @@ def show_build(result: "BuildResult") -> None:
     if result.rows_rejected:
         show(f"        rejected rows with their reasons: {result.rejected_path}")
     show(f"Data    {version.name}, version {version.number} ({state})")
+    for warning in result.warnings:
+        show(f"Warning {warning}")
 
 
 def show_tables(tables: Sequence[Mapping[str, Any]]) -> None:
