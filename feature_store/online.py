@@ -15,24 +15,23 @@ from typing import Any
 
 import polars as pl
 
-from feature_store.columns import canonical_text, element_type, time_number
+from feature_store.columns import element_type, time_number
 from feature_store.encoding import FittedFeatures, row_key
+from feature_store.features import MISSING_ID, FeatureSet, Label, source_of
 from feature_store.features import Sequence as SequenceFeature
-from feature_store.features import source_of
 from feature_store.online_lmdb import LmdbStore
 from feature_store.online_redis import SCHEMES, RedisStore
 from feature_store.online_store import (
-    KEY_COLUMN,
     OnlineStore,
     OnlineStoreError,
     OnlineVersion,
     Published,
     StoredEntity,
+    StoredHistory,
     StoredTime,
     StoredWindows,
     VersionGone,
     key_bytes,
-    key_texts,
 )
 from feature_store.packing import RowPacking
 from feature_store.windows import KEY, TIME, nanoseconds, window_columns
@@ -40,7 +39,8 @@ from feature_store.windows import KEY, TIME, nanoseconds, window_columns
 CHECK_SECONDS = 1.0
 """How often a reader looks whether another version was published."""
 
-_ROW = "__place"
+_PLACE, _LIMIT = "__place", "__limit"
+_PER_SECOND = 10**9
 
 
 class FeaturesMismatch(OnlineStoreError):
@@ -230,33 +230,40 @@ def require_compatible(published: Published, fitted: FittedFeatures) -> None:
             )
     for feature in fitted.feature_set.inputs:
         if isinstance(feature, SequenceFeature) and feature.history is not None:
-            _require_same_history(published, fitted, feature)
+            _require_same_history(published, fitted.feature_set, feature)
 
 
 def _require_same_history(
-    published: Published, fitted: FittedFeatures, feature: SequenceFeature
+    published: Published, features: FeatureSet, feature: SequenceFeature
 ) -> None:
     assert feature.history is not None, "only sequences with a history are stored as such"
-    labels = {label.name: label for label in fitted.feature_set.labels}
-    where = feature.history.where
-    expected = (
-        source_of(fitted.feature_set.feature(feature.of)),
-        feature.history.by,
-        None if where is None else labels[where],
-    )
+    labels = {label.name: label for label in features.labels}
+    where: str | None = feature.history.where
+    rule = labels.get(where, where) if where is not None else None
+    of, events = source_of(features.feature(feature.of)), feature.history.events
+    expected = (of, feature.history.by, events, rule)
     for entity in published.snapshot.entities:
         for history in entity.histories:
-            if history.column != source_of(feature):
+            if history.columns[0] != source_of(feature):
                 continue
-            found = (history.of, entity.key, history.where)
+            found = (history.of, entity.key, history.events, history.where)
             if found != expected or history.max_length < feature.max_length:
                 raise FeaturesMismatch(
                     f"{published.label} in the online store does not fit the model: the history"
-                    f" {history.column!r} is of {feature.max_length} {expected[0]!r} by"
-                    f" {expected[1]!r} where {expected[2]} in the model, and of"
-                    f" {history.max_length} {found[0]!r} by {found[1]!r} where {found[2]} in the"
-                    " store; publish a version built as the model's"
+                    f" {source_of(feature)!r} is {_told(feature.max_length, *expected)} in the"
+                    f" model, and {_told(history.max_length, *found)} in the store; publish a"
+                    " version built as the model's"
                 )
+
+
+def _told(length: int, of: str, by: str, events: str | None, where: Label | str | None) -> str:
+    """A history's rule in words."""
+    what = f"of the last {length} {of!r} by {by!r}"
+    what += f" from the events {events!r}" if events is not None else ""
+    if isinstance(where, Label):
+        bound = "" if where.threshold is None else f" >= {where.threshold:g}"
+        return f"{what} where {source_of(where)!r}{bound}"
+    return what if where is None else f"{what} where {where!r}"
 
 
 def complete(
@@ -273,40 +280,110 @@ def complete(
     snapshot = version.published.snapshot
     missing = [name for name in wanted if name not in given.columns or name in brought]
     needed = _needed(snapshot.entities, given, missing, brought)
-    texts = {
-        entity.key: given.select(
-            canonical_text(pl.col(entity.key), given.schema[entity.key]).alias(KEY_COLUMN)
-        ).to_series()
+    asked = {
+        entity.key: given.select(row_key(entity.key, given.schema[entity.key])).to_series()
         for entity in needed
     }
-    distinct = {key: key_texts(values) for key, values in texts.items()}
-    found = version.values({key: key_bytes(keys) for key, keys in distinct.items()})
+    distinct = {key: hashes.unique() for key, hashes in asked.items()}
+    distinct = {key: hashes.filter(hashes != MISSING_ID) for key, hashes in distinct.items()}
+    found = version.values(
+        {key: key_bytes(hashes.reinterpret(signed=False)) for key, hashes in distinct.items()}
+    )
     columns: dict[str, pl.Series] = {}
     misses: dict[str, int] = {}
     for entity in needed:
-        keys = distinct[entity.key].get_column(KEY_COLUMN).to_list()
-        rows = [(text, row) for text, row in zip(keys, found[entity.key], strict=True) if row]
-        asked = texts[entity.key]
-        has_none = asked.is_null().any() or (asked == "").any()
-        misses[entity.key] = len(keys) - len(rows) + int(has_none)
-        stored = RowPacking(entity.stored).unpack([row for _, row in rows])
-        place_of = {text: place for place, (text, _) in enumerate(rows)}
-        places = pl.Series([place_of.get(t) for t in asked.to_list()], dtype=pl.UInt32)
-        names = [name for name in missing if name in entity.columns]
-        columns |= _stored_columns(entity, stored, places, names, given, snapshot.time)
-        for windows in entity.windows:
-            if any(name in windows.windows.names for name in missing):
-                columns |= _window_columns(windows, entity, stored, rows, given, snapshot.time)
+        pairs = zip(distinct[entity.key].to_list(), found[entity.key], strict=True)
+        rows = [(key, row) for key, row in pairs if row is not None]
+        has_none = (asked[entity.key] == MISSING_ID).any()
+        misses[entity.key] = len(distinct[entity.key]) - len(rows) + int(has_none)
+        known = _Known(
+            entity,
+            RowPacking(entity.stored).unpack([row for _, row in rows]),
+            pl.Series([key for key, _ in rows], dtype=pl.Int64),
+            asked[entity.key],
+            snapshot.time,
+        )
+        columns |= known.columns(missing, given)
     result = []
     for name in wanted:
-        if name in missing:
-            series = columns[name].alias(name)
-            if name in brought:
-                series = given.get_column(name).zip_with(brought[name], series)
-            result.append(series)
+        if name not in missing:
+            series = given.get_column(name)
+        elif name in brought:
+            own, stored = given.get_column(name), columns[name].cast(given.schema[name])
+            series = own.zip_with(brought[name], stored)
         else:
-            result.append(given.get_column(name))
+            series = columns[name]
+        result.append(series.alias(name))
     return Completed(pl.DataFrame(result, height=given.height), version.published, misses)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is stored of one entity's keys that rows name."""
+
+    entity: StoredEntity
+    stored: pl.DataFrame
+    """A row per key that was found."""
+    keys: pl.Series
+    """Their hashes."""
+    asked: pl.Series
+    """Per row, the hash of its key."""
+    time: StoredTime | None
+
+    def columns(self, missing: Sequence[str], given: pl.DataFrame) -> dict[str, pl.Series]:
+        """The missing columns that this entity has, for every row."""
+        place_of = {key: place for place, key in enumerate(self.keys.to_list())}
+        places = pl.Series([place_of.get(k) for k in self.asked.to_list()], dtype=pl.UInt32)
+        lists = {name for history in self.entity.histories for name in history.columns}
+        found = {
+            name: self.stored.get_column(name).gather(places)
+            for name in missing
+            if name in self.entity.columns and name not in lists
+        }
+        for history in self.entity.histories:
+            if any(name in history.columns for name in missing):
+                found |= self._past(history, places, given)
+        for windows in self.entity.windows:
+            if any(name in windows.windows.names for name in missing):
+                found |= self._windows(windows, missing, given)
+        return found
+
+    def _past(
+        self, history: StoredHistory, places: pl.Series, given: pl.DataFrame
+    ) -> dict[str, pl.Series]:
+        """A history's lists with what came strictly before the row's time, if rows bring it."""
+        names = list(dict.fromkeys((*history.columns, history.times)))
+        lists = self.stored.select(pl.col(names).gather(places))
+        if self.time is not None and self.time.column in given.columns:
+            if history.clock == "ns":
+                limit, element = self._nanoseconds(given), pl.col(history.times)
+            else:
+                dtype = given.schema[self.time.column]
+                limit, _ = time_number(self.time.column, dtype)
+                element, _ = time_number(history.times, element_type(lists.schema[history.times]))
+            limits = given.select(limit).to_series()
+            lists = _before(limits, lists, element, history.times)
+        return {name: lists.get_column(name) for name in history.columns}
+
+    def _windows(
+        self, stored: StoredWindows, missing: Sequence[str], given: pl.DataFrame
+    ) -> dict[str, pl.Series]:
+        """Windows over the stored events as of the rows' time; of now if rows do not bring it."""
+        windows = stored.windows.only(missing)
+        lists = [pl.col(column).alias(name) for column, name in stored.lists.items()]
+        events = self.stored.select(self.keys.alias(KEY), *lists)
+        events = events.explode(list(stored.lists.values())).drop_nulls(TIME)
+        if self.time is not None and self.time.column in given.columns:
+            time = self._nanoseconds(given)
+        else:
+            time = pl.lit(round(datetime.now(UTC).timestamp() * _PER_SECOND), pl.Int64)
+        queries = given.select(self.asked.alias(KEY), time.alias(TIME))
+        found = window_columns(windows, queries, events)
+        return {name: found.get_column(name) for name in found.columns}
+
+    def _nanoseconds(self, given: pl.DataFrame) -> pl.Expr:
+        assert self.time is not None, "rows without a time have no windows"
+        return nanoseconds(self.time.column, given.schema[self.time.column], self.time.unit)
 
 
 def _needed(
@@ -335,72 +412,28 @@ def _names(entity: StoredEntity) -> set[str]:
     return {*entity.columns, *(name for w in entity.windows for name in w.windows.names)}
 
 
-def _stored_columns(
-    entity: StoredEntity,
-    stored: pl.DataFrame,
-    places: pl.Series,
-    names: Sequence[str],
-    given: pl.DataFrame,
-    time: StoredTime | None,
-) -> dict[str, pl.Series]:
-    """Stored columns for every row; histories hold what came strictly before the row's time."""
-    lists = {name for h in entity.histories for name in (h.column, h.times)}
-    rows = {name: stored.get_column(name).gather(places) for name in names if name not in lists}
-    for history in entity.histories:
-        if history.column not in names and history.times not in names:
-            continue
-        values = stored.get_column(history.column).gather(places)
-        times = stored.get_column(history.times).gather(places)
-        if time is not None and time.column in given.columns:
-            values, times = _before(given.get_column(time.column), values, times)
-        rows[history.column], rows[history.times] = values, times
-    return rows
+def _before(limits: pl.Series, lists: pl.DataFrame, element: pl.Expr, times: str) -> pl.DataFrame:
+    """Lists without the elements whose time is not before the row's; empty for rows without one.
 
-
-def _before(asked: pl.Series, values: pl.Series, times: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Lists cut to the elements whose time is before that of the row; none for a row without."""
-    limit, _ = time_number("limit", asked.dtype)
-    element, _ = time_number("times", element_type(times.dtype))
-    newest = times.list.last().alias("times").to_frame().select(element).to_series()
-    limits = asked.alias("limit").to_frame().select(limit).to_series()
-    cut = ~(newest < limits).fill_null(False) & newest.is_not_null()
+    Args:
+        limits: The rows' times.
+        lists: Aligned list columns.
+        element: The time of an element, once lists are exploded.
+        times: Column with the elements' times.
+    """
+    newest = lists.select(pl.col(times).list.last()).select(element).to_series()
+    # Mostly all is past, and nothing needs to be taken apart.
+    cut = newest.is_not_null() & ~(newest < limits).fill_null(False)
     if not cut.any():
-        return values, times
-    frame = pl.DataFrame({_ROW: range(len(values)), "limit": limits, "v": values, "times": times})
+        return lists
+    placed = lists.with_columns(limits.alias(_LIMIT)).with_row_index(_PLACE)
     kept = (
-        frame.filter(cut)
-        .explode("v", "times")
-        .filter(element < pl.col("limit"))
-        .group_by(_ROW, maintain_order=True)
-        .agg("v", "times")
+        placed.filter(cut)
+        .explode(lists.columns)
+        .filter(element < pl.col(_LIMIT))
+        .group_by(_PLACE, maintain_order=True)
+        .agg(lists.columns)
     )
-    whole = frame.filter(~cut).select(_ROW, "v", "times")
-    both = frame.select(_ROW).join(pl.concat([whole, kept]), on=_ROW, how="left").sort(_ROW)
-    return both.get_column("v"), both.get_column("times")
-
-
-def _window_columns(
-    stored_windows: StoredWindows,
-    entity: StoredEntity,
-    stored: pl.DataFrame,
-    rows: Sequence[tuple[str, Any]],
-    given: pl.DataFrame,
-    time: StoredTime | None,
-) -> dict[str, pl.Series]:
-    """Windows over the stored events, as of the rows' time; of now where the rows bring none."""
-    key = pl.Series(entity.key, [text for text, _ in rows], dtype=pl.String).to_frame()
-    events = stored.select(
-        pl.col(column).alias(name) for column, name in stored_windows.lists.items()
-    )
-    hashed = key.select(row_key(entity.key, pl.String()).alias(KEY)).to_series()
-    names = events.columns
-    events = events.with_columns(hashed).explode(names).drop_nulls(TIME)
-    asked = row_key(entity.key, given.schema[entity.key]).alias(KEY)
-    if time is not None and time.column in given.columns:
-        dtype = given.schema[time.column]
-        asked_time = nanoseconds(time.column, dtype, stored_windows.unit).alias(TIME)
-    else:
-        asked_time = pl.lit(int(datetime.now(UTC).timestamp() * 10**9), pl.Int64).alias(TIME)
-    queries = given.select(asked, asked_time)
-    found = window_columns(stored_windows.windows, queries, events)
-    return {name: found.get_column(name) for name in found.columns}
+    whole = placed.filter(~cut).select(_PLACE, *lists.columns)
+    both = placed.select(_PLACE).join(pl.concat([whole, kept]), on=_PLACE, how="left")
+    return both.sort(_PLACE).select(lists.columns)

@@ -4,12 +4,10 @@ A version is written beside the one that answers, and a pointer is moved to it i
 reads takes the version that the pointer names and stays with it, so all values of a request are of
 one version; the version before goes when a grace has passed.
 
-A key is known by the hash of its canonical text (`feature_store.columns`), 8 bytes, and by the
-text itself; rows lie in the order of these bytes. Values are rows of
-`feature_store.packing`.
+A key is known by the 64 bits of `feature_store.encoding.row_key`, by which the build tells whose a
+row is, too; rows lie in the order of these bytes. Values are rows of `feature_store.packing`.
 """
 
-import hashlib
 import json
 import struct
 from abc import ABC, abstractmethod
@@ -17,9 +15,9 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 import polars as pl
-import polars_hash  # noqa: F401 - registers the `nchash` namespace of expressions
 
 from feature_store.columns import ColumnType
 from feature_store.config import Config
@@ -29,11 +27,10 @@ from feature_store.windows import Windows
 FORMAT = 1
 """Raised with every change of what is kept of an entity or of how it is packed."""
 
-KEY_COLUMN, HASH_COLUMN = "__entity", "__hash"
-"""Columns of a snapshot's files: the key's canonical text, and its hash."""
+HASH_COLUMN = "__hash"
+"""Column of a snapshot's files: the hash of the key (UInt64)."""
 
-_LONGEST_TEXT = 400
-"""UTF-8 bytes of a key that LMDB can hold beside the hash; a longer one is known by its sha256."""
+_KEY_BYTES = 8
 
 OnProgress = Callable[[str, int, int | None], None]
 """Called with what is done, how much of it, and of how much where that is known."""
@@ -58,14 +55,18 @@ class VersionGone(RuntimeError):
 class StoredHistory(Config):
     """The latest values of a sequence, with their times."""
 
-    column: str
-    """Raw column with the list."""
+    columns: tuple[str, ...]
+    """Raw columns with lists of the same elements: values first, then times and weights."""
     times: str
-    """Raw column with the times of its elements."""
+    """Stored column with the times of the elements."""
+    clock: Literal["raw", "ns"]
+    """Whether times are as in the rows, or in ns since 1970."""
     of: str
-    """Raw column of the log whose values the list holds."""
-    where: Label | None
-    """Rows with this label 1 entered; all rows if absent."""
+    """Raw column whose values the list holds."""
+    events: str | None
+    """The events that it is gathered from; None: the rows."""
+    where: Label | str | None
+    """Rows or events for which this is 1 entered; all if absent."""
     max_length: int
 
 
@@ -106,8 +107,8 @@ class StoredTime(Config):
 
     column: str
     type: ColumnType
-    unit: TimeUnit | None
-    """Of a number; None where the features do not say it, and for dates and datetimes."""
+    unit: TimeUnit
+    """Of a number; dates and datetimes bring their own."""
 
 
 class Snapshot(Config):
@@ -117,7 +118,7 @@ class Snapshot(Config):
     entities: tuple[StoredEntity, ...]
     time: StoredTime | None
     as_of: datetime
-    """Time of the newest row (UTC); where the rows do not tell it, of the build."""
+    """Time of the newest row (UTC); of the build where rows have no time, or a later one."""
 
     def entity(self, key: str) -> StoredEntity:
         """What is kept by a key column; KeyError for another."""
@@ -238,25 +239,13 @@ def read_published(content: bytes, place: str) -> Published:
     return Published.model_validate_json(content)
 
 
-def key_texts(texts: pl.Series) -> pl.DataFrame:
-    """The distinct texts of keys with their hashes; null and the empty text are no keys."""
-    hashed = pl.col(KEY_COLUMN).nchash.xxhash64()  # type: ignore[attr-defined]
-    known = texts.alias(KEY_COLUMN).to_frame().filter(pl.col(KEY_COLUMN) != "").unique()
-    return known.with_columns(hashed.alias(HASH_COLUMN))
-
-
-def key_bytes(keys: pl.DataFrame) -> list[bytes]:
-    """The bytes by which keys are known, of `KEY_COLUMN` and `HASH_COLUMN`."""
-    hashes = keys.get_column(HASH_COLUMN).to_numpy().astype(">u8").tobytes()
-    texts = keys.get_column(KEY_COLUMN).to_list()
-    return [hashes[8 * i : 8 * i + 8] + _short(text.encode()) for i, text in enumerate(texts)]
+def key_bytes(hashes: pl.Series) -> list[bytes]:
+    """The bytes by which keys are known: their hashes (UInt64), in the order of numbers."""
+    joined = hashes.to_numpy().astype(">u8").tobytes()
+    return [joined[start : start + _KEY_BYTES] for start in range(0, len(joined), _KEY_BYTES)]
 
 
 def bucket_of(key: bytes, num_bits: int) -> int:
     """The leading bits of a key's hash, as a number."""
     (number,) = struct.unpack_from(">Q", key)
     return number >> (64 - num_bits) if num_bits else 0
-
-
-def _short(text: bytes) -> bytes:
-    return text if len(text) <= _LONGEST_TEXT else hashlib.sha256(text).digest()

@@ -90,7 +90,10 @@ class RowPacking:
             DamagedRow: Bytes that `pack` has not made.
         """
         width = self._header.itemsize
-        header_N = np.frombuffer(b"".join(row[:width] for row in rows), self._header, len(rows))
+        headers = b"".join(row[:width] for row in rows)
+        if len(headers) != width * len(rows):
+            raise DamagedRow("a stored row is shorter than its header")
+        header_N = np.frombuffer(headers, self._header, len(rows))
         ends = np.full((len(rows), len(self._part_fields) + 1), width, np.int64)
         for part, field in enumerate(self._part_fields):
             ends[:, part + 1] = header_N[field]

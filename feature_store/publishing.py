@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from feature_store.online_store import (
     FORMAT,
-    KEY_COLUMN,
+    HASH_COLUMN,
     OnlineStore,
     OnlineStoreError,
     OnProgress,
@@ -156,11 +156,12 @@ def _rows_of(path: Path, entity: StoredEntity) -> Iterator[Rows]:
                 frame = pl.from_arrow(batch)
                 assert isinstance(frame, pl.DataFrame)
                 count += frame.height
-                yield Rows(entity.key, key_bytes(frame), packing.pack(frame))
+                yield Rows(
+                    entity.key, key_bytes(frame.get_column(HASH_COLUMN)), packing.pack(frame)
+                )
     except (OSError, pa.ArrowInvalid) as error:
         raise OnlineStoreError(f"{path} is damaged: {error}; build the version again") from error
     if count != entity.num_keys:
         raise OnlineStoreError(
-            f"{path}: expected {entity.num_keys} keys in {KEY_COLUMN!r}, found {count}; build the"
-            " version again"
+            f"{path}: expected {entity.num_keys} keys, found {count}; build the version again"
         )

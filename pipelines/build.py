@@ -111,7 +111,7 @@ def build(
     with store.workspace(name) as workspace, naming_files(sources, data.tables):
         staged = workspace.path / "raw"
         staged.mkdir()
-        source = read(data, feature_set, staged, on_progress=on_progress)
+        source = read(data, feature_set, staged, on_progress=on_progress, mapper=mapper)
         kept = _keep(source, workspace, store.rejected_folder(name) / f"{fingerprint[:16]}.csv")
         rejection.require_few(source.rejections, source.rows_in, data.max_rejected, kept)
         metadata = Metadata(
@@ -131,12 +131,11 @@ def build(
         if data.entities:
             write_snapshot(
                 workspace.path / "build" / SNAPSHOT_FOLDER,
-                source.frame,
-                source.rows_in,
+                source,
                 keys=data.entities,
-                sides=source.sides,
                 feature_set=feature_set,
                 columns=encoded.fitted.columns,
+                time_unit=data.time_unit,
                 on_progress=on_progress,
             )
         if older is not None:

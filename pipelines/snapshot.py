@@ -5,7 +5,8 @@ For each key column of `data.entities`, one row a key:
 - columns of a side table joined on the key (and of tables joined on those): the table's row, also
   of keys that no row of the log has;
 - other columns that features of the key's side read: as in the key's latest row;
-- histories by the key after all rows, with the times of their elements.
+- histories by the key after all rows and events, with the times of their elements;
+- the events from which windows by the key are computed for rows to come.
 
 Rows stream through: where there are many, they are put aside in parts by the hash of the key, and
 memory holds one part after the other.
@@ -13,55 +14,45 @@ memory holds one part after the other.
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import polars as pl
-import polars_hash  # noqa: F401 - registers the `nchash` namespace of expressions
 import pyarrow.parquet as pq
 
-from feature_store.asof import entering
+from feature_store.asof import STAMP, entering
 from feature_store.columns import (
     ColumnType,
     RawColumn,
-    canonical_text,
     column_type,
-    is_list,
     polars_type,
     time_number,
 )
-from feature_store.features import (
-    ROW_COLUMN,
-    DatePart,
-    FeatureSet,
-    Side,
-    TimeUnit,
-    source_of,
-)
-from feature_store.features import (
-    Sequence as SequenceFeature,
-)
+from feature_store.encoding import row_key
+from feature_store.features import MISSING_ID, ROW_COLUMN, FeatureSet, Side, TimeUnit, source_of
+from feature_store.features import Sequence as SequenceFeature
 from feature_store.kinds import kind_of
+from feature_store.kinds.lists import times_of, weights_of
 from feature_store.online_store import (
     HASH_COLUMN,
-    KEY_COLUMN,
     OnProgress,
     Snapshot,
     StoredEntity,
     StoredHistory,
     StoredTime,
+    StoredWindows,
 )
 from feature_store.publishing import SNAPSHOT_FILE
+from feature_store.windows import KEY, TIME, nanoseconds
+from pipelines.events import Known
+from pipelines.sources import Source
 
 PART_ROWS = 1 << 21
 """Rows in memory at a time, about."""
 
-TIMES_SUFFIX = "__time"
-"""Of the raw column with the times of a history's elements."""
-
-_TIME, _PART = "__time", "__part"
-_SECONDS: dict[TimeUnit, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_ORDER, _PART = "__order", "__part"
+_PER_SECOND = 10**9
 
 
 @dataclass(frozen=True)
@@ -76,58 +67,73 @@ class _Plan:
     joined: dict[str, ColumnType]
     """Columns of those tables."""
     histories: tuple[SequenceFeature, ...]
+    """Of the log."""
+    events: tuple[Known, ...]
+
+
+@dataclass
+class _Columns:
+    """What a stored row has."""
+
+    visible: dict[str, ColumnType]
+    """Rows are completed with these."""
+    lists: dict[str, ColumnType] = field(default_factory=dict)
+    """From these, windows and the past at a time are computed."""
+    histories: list[StoredHistory] = field(default_factory=list)
+    windows: list[StoredWindows] = field(default_factory=list)
 
 
 def write_snapshot(
     folder: Path,
-    raw: pl.LazyFrame,
-    num_rows: int,
+    source: Source,
     *,
     keys: Sequence[str],
-    sides: Sequence[tuple[str, pl.LazyFrame]],
     feature_set: FeatureSet,
     columns: Sequence[RawColumn],
+    time_unit: TimeUnit = "s",
     on_progress: OnProgress = lambda *_: None,
 ) -> Snapshot:
     """Write `snapshot.json` and a Parquet file per key column.
 
     Args:
         folder: A new folder.
-        raw: All usable rows with `__row`, side tables joined, before histories.
-        num_rows: How many they are, about.
+        source: All usable rows, side tables and events.
         keys: Raw key columns.
-        sides: The side tables in the order of their joins, each with the column it is joined on.
         feature_set: The features.
         columns: The raw columns that scoring needs.
+        time_unit: Of times that are numbers.
         on_progress: Told of the stages.
 
     Raises:
         ValueError: Nothing would be kept by a key, or a key column holds lists.
     """
     folder.mkdir(parents=True)
-    schema = raw.collect_schema()
-    plans = _plans(keys, sides, feature_set, {c.name: c.type for c in columns}, schema)
+    schema = source.frame.collect_schema()
+    plans = _plans(keys, source, feature_set, {c.name: c.type for c in columns}, schema)
+    newest = _newest(source.frame, feature_set, schema, time_unit)
     entities = []
     for number, plan in enumerate(plans):
         on_progress(f"keeping the latest of {plan.key}", number, len(plans))
-        file = f"entity-{number}.parquet"
         with tempfile.TemporaryDirectory(dir=folder) as work:
-            parts = _Parts(plan, raw, num_rows, feature_set, Path(work))
-            entities.append(parts.write(folder / file))
-    time = _stored_time(feature_set, schema)
-    snapshot = Snapshot(entities=tuple(entities), time=time, as_of=_as_of(raw, time))
+            entity = _Entity(plan, source, feature_set, newest, time_unit, Path(work))
+            entities.append(entity.write(folder / f"entity-{number}.parquet"))
+    time = None
+    if feature_set.timestamp is not None:
+        kind = column_type(feature_set.timestamp, schema[feature_set.timestamp])
+        time = StoredTime(column=feature_set.timestamp, type=kind, unit=time_unit)
+    snapshot = Snapshot(entities=tuple(entities), time=time, as_of=_as_of(newest))
     (folder / SNAPSHOT_FILE).write_text(snapshot.model_dump_json(indent=1) + "\n", "utf-8")
     return snapshot
 
 
 def _plans(
     keys: Sequence[str],
-    sides: Sequence[tuple[str, pl.LazyFrame]],
+    source: Source,
     feature_set: FeatureSet,
     needed: Mapping[str, ColumnType],
     schema: Mapping[str, pl.DataType],
 ) -> list[_Plan]:
-    tables = {key: tuple(_reached(key, sides)) for key in keys}
+    tables = {key: tuple(_reached(key, source.sides)) for key in keys}
     joined = {
         key: {
             name: needed[name]
@@ -138,12 +144,13 @@ def _plans(
         for key in keys
     }
     histories = {key: _histories(feature_set, key) for key in keys}
-    gathered = {source_of(s) for f in histories.values() for s in f}
-    gathered |= {f"{source_of(s)}{TIMES_SUFFIX}" for f in histories.values() for s in f}
-    taken = {*keys, *gathered, *(name for names in joined.values() for name in names)}
+    events = {key: tuple(k for k in source.events if k.windows.by == key) for key in keys}
     owners = {
         side: key for key in reversed(keys) for side in _sides_of(key, feature_set, joined[key])
     }
+    taken = {*keys, *(name for names in joined.values() for name in names)}
+    taken |= {name for known in source.events for name in known.windows.names}
+    taken |= {name for f in feature_set.inputs for name in _gathered(f)}
     latest: dict[str, dict[str, ColumnType]] = {key: {} for key in keys}
     for feature in feature_set.inputs:
         for name in kind_of(feature).sources(feature, feature_set):
@@ -151,16 +158,18 @@ def _plans(
             if is_of_row and feature.side in owners and name in needed:
                 latest[owners[feature.side]][name] = needed[name]
                 taken.add(name)
+    plans = []
     for key in keys:
-        if is_list(schema[key]):
-            raise ValueError(f"data.entities: {key!r} holds lists, so it cannot be a key")
-        if not (latest[key] or joined[key] or histories[key]):
+        row_key(key, schema[key])  # refuses lists and what no feature can read
+        plan = _Plan(key, latest[key], tables[key], joined[key], histories[key], events[key])
+        if not (plan.latest or plan.joined or plan.histories or plan.events):
             raise ValueError(
                 f"data.entities: nothing would be kept by {key!r}: no feature reads a side table"
                 " joined on it, or a column of its side (`side: user` or `side: item` of features),"
-                " and no history is by it; leave it out, or declare the features' side"
+                " and no history or window is by it; leave it out, or declare the features' side"
             )
-    return [_Plan(key, latest[key], tables[key], joined[key], histories[key]) for key in keys]
+        plans.append(plan)
+    return plans
 
 
 def _reached(
@@ -175,179 +184,289 @@ def _reached(
 
 
 def _histories(feature_set: FeatureSet, key: str) -> tuple[SequenceFeature, ...]:
+    """Sequences that are gathered from the rows by a key."""
     return tuple(
         feature
         for feature in feature_set.inputs
         if isinstance(feature, SequenceFeature)
         and feature.history is not None
         and feature.history.by == key
+        and feature.history.events is None
     )
+
+
+def _gathered(feature: object) -> list[str]:
+    """The raw columns that a build gathers for a sequence with a history."""
+    if not isinstance(feature, SequenceFeature) or feature.history is None:
+        return []
+    times = [times_of(feature)] if feature.gaps else []
+    weights = [weights_of(feature)] if feature.weights is not None else []
+    return [source_of(feature), *times, *weights]
 
 
 def _sides_of(key: str, feature_set: FeatureSet, joined: Mapping[str, object]) -> set[Side]:
     """Of which side an entity is: that of features that read its key, or a table joined on it."""
     by_key: set[Side] = set()
     by_table: set[Side] = set()
+    by_history: set[Side] = set()
     for feature in feature_set.inputs:
+        if feature.side == "context":
+            continue
         sources = kind_of(feature).sources(feature, feature_set)
-        if feature.side != "context" and sources == (key,):
+        if sources == (key,):
             by_key.add(feature.side)
-        if feature.side != "context" and any(name in joined for name in sources):
+        if any(name in joined for name in sources):
             by_table.add(feature.side)
-    if by_key or by_table:
-        return by_key or by_table
-    return {"user"} if _histories(feature_set, key) else set()
+        if isinstance(feature, SequenceFeature) and feature.history is not None:
+            by_history |= {feature.side} if feature.history.by == key else set()
+    return by_key or by_table or by_history
 
 
-class _Parts:
+class _Entity:
     """The rows of one entity, put together part by part."""
 
     def __init__(
-        self, plan: _Plan, raw: pl.LazyFrame, num_rows: int, feature_set: FeatureSet, work: Path
+        self,
+        plan: _Plan,
+        source: Source,
+        feature_set: FeatureSet,
+        newest: int | None,
+        time_unit: TimeUnit,
+        work: Path,
     ) -> None:
         self.plan = plan
         self.feature_set = feature_set
-        self.schema = raw.collect_schema()
-        self.time = feature_set.timestamp
+        self.schema = source.frame.collect_schema()
+        self.time_unit = time_unit
+        self.columns = _Columns({**plan.latest, **plan.joined})
+        num_rows = source.rows_in + sum(_height(known.counted) for known in plan.events)
         self.num_bits = max(0, (num_rows // PART_ROWS).bit_length())
-        chosen = self._chosen()
-        self.log = _keyed(raw, plan.key, self.num_bits).select(
-            KEY_COLUMN, HASH_COLUMN, _PART, *(value.alias(name) for name, value in chosen.items())
+        keyed = row_key(plan.key, self.schema[plan.key])
+        self.log = _Parts(
+            source.frame.select(keyed.alias(KEY), **self._chosen()), self.num_bits, work / "log"
         )
-        if self.num_bits:
-            target = pl.PartitionBy(work, key=_PART, include_key=False)
-            self.log.sink_parquet(target, compression="lz4", mkdir=True)
-        self.work = work
+        self.tables = [
+            _Parts(_by_key(table, on), self.num_bits, work / f"table-{number}")
+            for number, (on, table) in enumerate(plan.tables)
+            if on == plan.key
+        ]
+        self.gathered: list[tuple[_Parts, dict[str, pl.Expr]]] = []
+        for number, known in enumerate(plan.events):
+            kept = known.counted
+            longest = known.windows.longest_seconds
+            if longest is not None and newest is not None:
+                # Rows to come are not older than the newest: what left their windows is not needed.
+                kept = kept.filter(pl.col(TIME) >= newest - longest * _PER_SECOND)
+            if known.windows.names:
+                events = _Parts(kept, self.num_bits, work / f"events-{number}")
+                self.gathered.append((events, self._of_windows(number, known)))
+            if known.sequences:
+                values = _Parts(known.values, self.num_bits, work / f"values-{number}")
+                self.gathered.append((values, self._of_sequences(known)))
 
     def write(self, path: Path) -> StoredEntity:
         """Write all parts into one file, in the order of the keys' bytes."""
-        columns = {**self.plan.latest, **self.plan.joined}
-        time = None if self.time is None else column_type(self.time, self.schema[self.time])
-        stored = []
-        for sequence in self.plan.histories:
-            history = self._stored_history(sequence)
-            stored.append(history)
-            columns[history.column] = self._list_type(history.of)
-            columns[history.times] = f"list<{time}>"  # type: ignore[assignment]
-        types = {KEY_COLUMN: pl.String(), HASH_COLUMN: pl.UInt64()}
-        types |= {name: polars_type(kind) for name, kind in columns.items()}
+        lists = self._of_log()
+        stored = {**self.columns.visible, **self.columns.lists}
+        types = {HASH_COLUMN: pl.UInt64()} | {n: polars_type(kind) for n, kind in stored.items()}
         schema = pl.DataFrame(schema=types).to_arrow().schema
         num_keys = 0
         with pq.ParquetWriter(path, schema, compression="lz4") as file:
             for part in range(1 << self.num_bits):
-                rows = self._rows(part)
+                rows = self._rows(part, lists).with_columns(_hash())
                 rows = rows.select(pl.col(name).cast(dtype) for name, dtype in types.items())
-                rows = rows.sort(HASH_COLUMN, KEY_COLUMN)
                 num_keys += rows.height
-                file.write_table(rows.to_arrow().cast(schema))
+                file.write_table(rows.sort(HASH_COLUMN).to_arrow().cast(schema))
         return StoredEntity(
             key=self.plan.key,
             type=column_type(self.plan.key, self.schema[self.plan.key]),
-            columns=columns,
-            histories=tuple(stored),
+            columns=self.columns.visible,
+            lists=self.columns.lists,
+            histories=tuple(self.columns.histories),
+            windows=tuple(self.columns.windows),
             num_keys=num_keys,
             file=path.name,
         )
 
     def _chosen(self) -> dict[str, pl.Expr]:
         """What is needed of the log."""
-        chosen = {name: pl.col(name) for name in (self.plan.key, ROW_COLUMN, *self.plan.latest)}
-        if self.time is not None:
-            chosen[_TIME], _ = time_number(self.time, self.schema[self.time])
-            chosen["raw time"] = pl.col(self.time)
+        chosen = {name: pl.col(name) for name in (ROW_COLUMN, *self.plan.latest)}
+        if self.feature_set.timestamp is not None:
+            name = self.feature_set.timestamp
+            chosen[_ORDER], _ = time_number(name, self.schema[name])
+            chosen[STAMP] = pl.col(name)
         for sequence in self.plan.histories:
             value, enters = entering(sequence, self.feature_set, self.schema)
             chosen[f"value {sequence.name}"] = value
             # A time that is none (null, NaN) is null here, and such a row is in no history.
-            chosen[f"enters {sequence.name}"] = enters & chosen[_TIME].is_not_null()
+            chosen[f"enters {sequence.name}"] = enters & chosen[_ORDER].is_not_null()
+            if sequence.weights is not None:
+                chosen[f"weight {sequence.name}"] = pl.col(sequence.weights)
         return chosen
 
-    def _part(self, part: int) -> pl.DataFrame:
-        if not self.num_bits:
-            return self.log.drop(_PART).collect(engine="streaming")
-        folder = self.work / f"{_PART}={part}"
-        if not folder.is_dir():
-            return self.log.drop(_PART).clear().collect()
-        return pl.scan_parquet(folder / "*.parquet", hive_partitioning=False).collect()
-
-    def _rows(self, part: int) -> pl.DataFrame:
+    def _rows(self, part: int, lists: Sequence[pl.Expr]) -> pl.DataFrame:
         """One row per key of a part."""
         plan = self.plan
-        order = [KEY_COLUMN] if self.time is None else [KEY_COLUMN, _TIME]
-        log = self._part(part).sort(*order, ROW_COLUMN, nulls_last=False)
-        lists = []
-        for sequence in plan.histories:
-            history = self._stored_history(sequence)
-            entered = pl.col(f"enters {sequence.name}")
-            for name, value in (
-                (history.column, pl.col(f"value {sequence.name}")),
-                (history.times, pl.col("raw time")),
-            ):
-                lists.append(value.filter(entered).tail(sequence.max_length).alias(name))
-        latest = [pl.col(name).last() for name in (plan.key, *plan.latest)]
-        rows = log.group_by(KEY_COLUMN, HASH_COLUMN, maintain_order=True).agg(*latest, *lists)
+        order = [_ORDER] if self.feature_set.timestamp is not None else []
+        log = self.log.read(part).sort(KEY, *order, ROW_COLUMN, nulls_last=False)
+        latest = [pl.col(name).last() for name in plan.latest]
+        rows = log.group_by(KEY, maintain_order=True).agg(*latest, *lists)
+        direct = iter(self.tables)
         for on, table in plan.tables:
-            wanted = [n for n in table.collect_schema().names() if n not in rows.columns or n == on]
             if on == plan.key:
-                side = _keyed(table.select(wanted), on, self.num_bits).filter(pl.col(_PART) == part)
-                rows = rows.join(
-                    side.drop(_PART).collect(engine="streaming"),
-                    on=[KEY_COLUMN, HASH_COLUMN], how="full", coalesce=True,
-                ).with_columns(pl.coalesce(on, f"{on}_right")).drop(f"{on}_right")  # fmt: skip
+                side = next(direct).read(part)
+                side = side.drop([name for name in side.columns if name in rows.columns[1:]])
+                rows = rows.join(side, on=KEY, how="full", coalesce=True)
             else:
-                known = table.select(wanted).join(
-                    rows.lazy().select(on).unique(), on=on, how="semi"
-                )
+                names = table.collect_schema().names()
+                wanted = table.select(n for n in names if n not in rows.columns or n == on)
+                known = wanted.join(rows.lazy().select(on).unique(), on=on, how="semi")
                 rows = rows.join(known.collect(engine="streaming"), on=on, how="left")
+        for events, gathered in self.gathered:
+            happened = events.read(part).sort(KEY, TIME, maintain_order=True)
+            found = happened.group_by(KEY, maintain_order=True).agg(**gathered)
+            rows = rows.join(found, on=KEY, how="full", coalesce=True)
         return rows
 
-    def _stored_history(self, sequence: SequenceFeature) -> StoredHistory:
+    def _of_log(self) -> list[pl.Expr]:
+        """The histories of the log, as lists."""
+        lists = []
+        for sequence in self.plan.histories:
+            time = self.feature_set.timestamp
+            assert time is not None, "histories demand it"
+            kinds = {f"value {sequence.name}": self._type_of(sequence), STAMP: self._type(time)}
+            if sequence.weights is not None:
+                kinds[f"weight {sequence.name}"] = self._type(sequence.weights)
+            for name, column in self._stored(sequence, kinds, STAMP).items():
+                value = pl.col(column).filter(pl.col(f"enters {sequence.name}"))
+                lists.append(value.tail(sequence.max_length).alias(name))
+        return lists
+
+    def _of_sequences(self, known: Known) -> dict[str, pl.Expr]:
+        """The histories of a table of events, as lists."""
+        lists = {}
+        schema = known.values.collect_schema()
+        for sequence in known.sequences:
+            value = f"value {sequence.name}"
+            kinds: dict[str, ColumnType] = {value: column_type(value, schema[value]), TIME: "int"}
+            if sequence.gaps:
+                kinds[STAMP] = column_type(STAMP, schema[STAMP])
+            for name, column in self._stored(sequence, kinds, TIME).items():
+                entered = pl.col(column).filter(pl.col(value).is_not_null())
+                lists[name] = entered.tail(sequence.max_length)
+        return lists
+
+    def _stored(
+        self, sequence: SequenceFeature, kinds: Mapping[str, ColumnType], clock: str
+    ) -> dict[str, str]:
+        """Take down a history; its stored lists, and of what column each is.
+
+        Args:
+            sequence: The sequence.
+            kinds: Types of what it is gathered from.
+            clock: Column of the time by which elements are left out that are not yet past.
+        """
         assert sequence.history is not None, "only sequences with a history are gathered"
-        where = sequence.history.where
-        return StoredHistory(
-            column=source_of(sequence),
-            times=f"{source_of(sequence)}{TIMES_SUFFIX}",
+        lists = {source_of(sequence): f"value {sequence.name}"}
+        if sequence.gaps:
+            lists[times_of(sequence)] = STAMP
+        if sequence.weights is not None:
+            lists[weights_of(sequence)] = f"weight {sequence.name}"
+        for name, column in lists.items():
+            self.columns.visible[name] = f"list<{kinds[column]}>"  # type: ignore[assignment]
+        times = (
+            times_of(sequence) if sequence.gaps and clock == STAMP else f"__time {sequence.name}"
+        )
+        if times not in lists:
+            self.columns.lists[times] = f"list<{kinds[clock]}>"  # type: ignore[assignment]
+        where: str | None = sequence.history.where
+        labels = {label.name: label for label in self.feature_set.labels}
+        stored = StoredHistory(
+            columns=tuple(lists),
+            times=times,
+            clock="raw" if clock == STAMP else "ns",
             of=source_of(self.feature_set.feature(sequence.of)),
-            where=next((lb for lb in self.feature_set.labels if lb.name == where), None),
+            events=sequence.history.events,
+            where=labels.get(where, where) if where is not None else None,
             max_length=sequence.max_length,
         )
+        self.columns.histories.append(stored)
+        return {**lists, times: clock}
 
-    def _list_type(self, of: str) -> ColumnType:
-        return f"list<{column_type(of, self.schema[of])}>"  # type: ignore[return-value]
+    def _of_windows(self, number: int, known: Known) -> dict[str, pl.Expr]:
+        """What windows are computed from, as lists."""
+        schema = known.counted.collect_schema()
+        names = {f"__events {number} {name}": name for name in schema.names() if name != KEY}
+        for stored, name in names.items():
+            kind = column_type(name, schema[name])
+            self.columns.lists[stored] = f"list<{kind}>"  # type: ignore[assignment]
+        windows = StoredWindows(windows=known.windows, unit=self.time_unit, lists=names)
+        self.columns.windows.append(windows)
+        return {stored: pl.col(name) for stored, name in names.items()}
+
+    def _type(self, name: str) -> ColumnType:
+        return column_type(name, self.schema[name])
+
+    def _type_of(self, sequence: SequenceFeature) -> ColumnType:
+        return self._type(source_of(self.feature_set.feature(sequence.of)))
 
 
-def _keyed(frame: pl.LazyFrame, key: str, num_bits: int) -> pl.LazyFrame:
-    """The rows that have a key, with its text, its hash, and the part that they fall to."""
-    text = canonical_text(pl.col(key), frame.collect_schema()[key])
-    named = frame.with_columns(text.alias(KEY_COLUMN)).filter(pl.col(KEY_COLUMN) != "")
-    hashed = pl.col(KEY_COLUMN).nchash.xxhash64()  # type: ignore[attr-defined]
-    part = pl.col(HASH_COLUMN) // (1 << (64 - num_bits)) if num_bits else pl.lit(0)
-    return named.with_columns(hashed.alias(HASH_COLUMN)).with_columns(
-        part.cast(pl.Int64).alias(_PART)
-    )
+class _Parts:
+    """Rows that have a key, in parts by the leading bits of its hash.
+
+    Args:
+        frame: Rows with `KEY`.
+        num_bits: 0: one part, which need not be put aside.
+        folder: Where parts are put aside.
+    """
+
+    def __init__(self, frame: pl.LazyFrame, num_bits: int, folder: Path) -> None:
+        self._frame = frame.filter(pl.col(KEY) != MISSING_ID)
+        self._folder = folder if num_bits else None
+        if num_bits:
+            part = (_hash() // (1 << (64 - num_bits))).cast(pl.Int64).alias(_PART)
+            target = pl.PartitionBy(folder, key=_PART, include_key=False)
+            self._frame.with_columns(part).sink_parquet(target, compression="lz4", mkdir=True)
+
+    def read(self, part: int) -> pl.DataFrame:
+        """The rows of a part, in their order."""
+        if self._folder is None:
+            return self._frame.collect(engine="streaming")
+        folder = self._folder / f"{_PART}={part}"
+        if not folder.is_dir():
+            return self._frame.clear().collect()
+        return pl.scan_parquet(folder / "*.parquet", hive_partitioning=False).collect()
 
 
-def _stored_time(feature_set: FeatureSet, schema: Mapping[str, pl.DataType]) -> StoredTime | None:
-    name = feature_set.timestamp
-    if name is None:
+def _hash() -> pl.Expr:
+    return pl.col(KEY).reinterpret(signed=False).alias(HASH_COLUMN)
+
+
+def _by_key(table: pl.LazyFrame, on: str) -> pl.LazyFrame:
+    key = row_key(on, table.collect_schema()[on])
+    return table.select(key.alias(KEY), pl.exclude(on))
+
+
+def _height(frame: pl.LazyFrame) -> int:
+    return frame.select(pl.len()).collect(engine="streaming").item()
+
+
+def _newest(
+    frame: pl.LazyFrame,
+    feature_set: FeatureSet,
+    schema: Mapping[str, pl.DataType],
+    time_unit: TimeUnit,
+) -> int | None:
+    """Time of the newest row, in ns since 1970."""
+    if feature_set.timestamp is None:
         return None
-    kind = column_type(name, schema[name])
-    units = [f.unit for f in feature_set.inputs if isinstance(f, DatePart) and f.source == name]
-    unit = units[0] if units and kind in ("int", "float") else None
-    return StoredTime(column=name, type=kind, unit=unit)
+    name = feature_set.timestamp
+    value = nanoseconds(name, schema[name], time_unit)
+    return frame.select(value.max()).collect(engine="streaming").item()
 
 
-def _as_of(raw: pl.LazyFrame, time: StoredTime | None) -> datetime:
-    """When the newest row was, as far as the rows tell."""
+def _as_of(newest: int | None) -> datetime:
+    """When the newest row was; where the rows do not tell it, now."""
     now = datetime.now(UTC)
-    if time is None or (time.unit is None and time.type not in ("date", "datetime")):
-        return now
-    value, own = time_number(time.column, raw.collect_schema()[time.column])
-    newest = raw.select(value.max()).collect(engine="streaming").item()
-    if newest is None:
-        return now
-    unit: TimeUnit = own or time.unit  # type: ignore[assignment]
-    try:
-        return datetime.fromtimestamp(newest * _SECONDS[unit], UTC)
-    except (ValueError, OverflowError, OSError):  # a number that is no time
-        return now
+    found = now if newest is None else datetime.fromtimestamp(newest // _PER_SECOND, UTC)
+    return min(found, now)
