@@ -255,7 +255,8 @@ def test_two_processes_build_the_same_and_different_versions_round_after_round(
     tmp_path: Path,
 ) -> None:
     rounds = [["a", "b", "c", "same", "d", "same"], ["a", "x", "y", "same", "z", "same"]]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports once
     barrier = context.Barrier(2)
     workers = [
         context.Process(target=_write_rounds, args=(barrier, tmp_path, names)) for names in rounds
