@@ -23,7 +23,7 @@ from feature_store.features import SPLIT_COLUMN, FeatureSet, source_of
 from feature_store.kinds import columns_of, kind_of
 from pipelines.split import SplitConfig
 
-TRAIN_ROWS, HELD_ROWS = 131_072, 65_536
+TRAIN_ROWS, HELD_ROWS = 65_536, 65_536
 """Rows at most that rates are fitted to, and on which they are judged."""
 MIN_ROWS = 50
 """Of either label among the rows that judge; with fewer, an AUC says little and nothing is
@@ -137,7 +137,7 @@ def check_rates(
     train, held = _sample(files, [*dict.fromkeys(names), *labels])
     for label in labels:
         hits = held.get_column(label).to_numpy() == 1.0
-        if min(hits.sum(), len(hits) - hits.sum()) < MIN_ROWS:
+        if train.is_empty() or min(hits.sum(), len(hits) - hits.sum()) < MIN_ROWS:
             continue
         found = {
             feature: max((_auc(train, held, name, label, hits) for name in own), default=0.5)
@@ -199,32 +199,40 @@ def _auc(train: pl.DataFrame, held: pl.DataFrame, name: str, label: str, hits: n
 
 def _rates(train: pl.DataFrame, held: pl.DataFrame, name: str, label: str) -> np.ndarray:
     """Per held row, the rate of its value among the training rows."""
-    mean = float(train.get_column(label).mean() or 0.0)  # type: ignore[arg-type]
-    seen, asked = (
-        _values(frame.get_column(name), train.get_column(name)) for frame in (train, held)
-    )
+    target = train.get_column(label).cast(pl.Float64)
+    mean = float(target.to_numpy().mean()) if len(target) else 0.0
+    seen, asked = train.get_column(name), held.get_column(name)
+    if seen.dtype.is_float():
+        return _rates_of_numbers(seen.to_numpy(), target.to_numpy(), asked.to_numpy(), mean)
+    values, questions = _values(seen), _values(asked)
     rates = (
-        seen.with_columns(train.get_column(label).gather(seen.get_column("row")).alias("label"))
+        values.with_columns(target.gather(values.get_column("row")).alias("label"))
         .group_by("value")
         .agg(
             ((pl.col("label").sum() + _PRIOR_ROWS * mean) / (pl.len() + _PRIOR_ROWS)).alias("rate")
         )
     )
-    found = asked.join(rates, on="value", how="left").group_by("row").agg(pl.col("rate").mean())
+    found = questions.join(rates, on="value", how="left")
+    if isinstance(asked.dtype, pl.List):
+        found = found.group_by("row").agg(pl.col("rate").mean())
     score = np.full(len(held), mean)
-    score[found.get_column("row").to_numpy()] = (
-        found.get_column("rate").cast(pl.Float64).fill_null(mean).to_numpy()
-    )
+    score[found.get_column("row").to_numpy()] = found.get_column("rate").fill_null(mean).to_numpy()
     return score
 
 
-def _values(column: pl.Series, training: pl.Series) -> pl.DataFrame:
+def _rates_of_numbers(
+    seen: np.ndarray, target: np.ndarray, asked: np.ndarray, mean: float
+) -> np.ndarray:
+    """The same by quantile."""
+    ordered = np.sort(seen)
+    cuts = np.unique(ordered[np.arange(1, _NUM_BINS) * len(seen) // _NUM_BINS])
+    bins, size = np.searchsorted(cuts, seen, "right"), len(cuts) + 1
+    hits = np.bincount(bins, weights=target, minlength=size) + _PRIOR_ROWS * mean
+    rates = hits / (np.bincount(bins, minlength=size) + _PRIOR_ROWS)
+    return rates[np.searchsorted(cuts, asked, "right")]
+
+
+def _values(column: pl.Series) -> pl.DataFrame:
     """The values of a column with the rows that have them."""
     frame = pl.DataFrame({"value": column}).with_row_index("row")
-    if isinstance(column.dtype, pl.List):
-        return frame.explode("value").drop_nulls()
-    if not column.dtype.is_float():
-        return frame
-    shares = np.arange(1, _NUM_BINS) / _NUM_BINS
-    cuts = np.unique(np.quantile(training.to_numpy(), shares)) if len(training) else np.zeros(0)
-    return frame.with_columns(pl.Series("value", np.searchsorted(cuts, column.to_numpy())))
+    return frame.explode("value").drop_nulls() if isinstance(column.dtype, pl.List) else frame
