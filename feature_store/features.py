@@ -218,6 +218,8 @@ class IdField(Config):
     """Longest list; None for single ids and for bags without a bound."""
     weighted: bool = False
     """The ids of a list have weights: a list of float32 beside them, of the same length."""
+    gaps_of: str | None = None
+    """Name of the sequence of which these are the gaps in time, position by position."""
 
     @property
     def weights(self) -> str:

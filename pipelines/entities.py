@@ -18,6 +18,7 @@ from feature_store.features import (
     UNSEEN_ID,
     FeatureSet,
 )
+from feature_store.kinds import columns_of
 from feature_store.store import Version
 from pipelines.information import (
     adjusted_information,
@@ -83,13 +84,9 @@ def last_seen(version: Version, side: EntitySide, entity: str) -> pl.DataFrame:
 
 
 def encoded_columns(features: FeatureSet, side: EntitySide) -> tuple[str, ...]:
-    """Encoded columns of a side: its features and the indicators of missing numbers."""
-    numbers = entities.dense_columns(features, side)
-    return tuple(
-        column
-        for name in entities.fields_of(features, side)
-        for column in numbers.get(name, (name,))
-    )
+    """All encoded columns of a side's features."""
+    mine = (feature for feature in features.inputs if feature.side == side)
+    return tuple(column for feature in mine for column in columns_of(feature, features))
 
 
 def information(rows: pl.DataFrame) -> Information:

@@ -16,7 +16,8 @@ class Batch(Pipelineable):
     """Rows as tensors; padding rows have weight 0 and empty or missing ids."""
 
     ids: KeyedJaggedTensor
-    """One key a field, in the order of `Layout.ids`; ids as encoded, not yet rows of a table."""
+    """One key a field, in the order of `Layout.ids`; ids as encoded, not yet rows of a table. With
+    weights (float32, 1 where a field has none) where any field of the layout is weighted."""
     dense_BN: Tensor
     """float32, in the order of `Layout.dense`."""
     labels_BT: Tensor

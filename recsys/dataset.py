@@ -97,6 +97,7 @@ def read_block(groups: Sequence[RowGroup], layout: Layout) -> Block:
         "groups": ([GROUP_COLUMN], np.int64),
     }
     lists: dict[str, list[pa.Array]] = {f.name: [] for f in layout.ids if f.shape != "single"}
+    lists |= {f.weights: [] for f in layout.ids if f.weighted}
     names = [*lists, *(name for columns, _ in matrices.values() for name in columns)]
     num_rows = sum(group.num_rows for group in groups)
     filled: dict[str, np.ndarray] = {
@@ -133,7 +134,8 @@ def _fill(matrix: np.ndarray, table: pa.Table, names: Sequence[str]) -> None:
 def _ragged(chunks: list[pa.Array]) -> Ragged:
     lists = pa.concat_arrays(chunks)
     offsets = lists.offsets.to_numpy().astype(np.int64)
-    values = lists.values.to_numpy(zero_copy_only=False).astype(np.int64)
+    kind = np.float32 if pa.types.is_floating(lists.type.value_type) else np.int64
+    values = lists.values.to_numpy(zero_copy_only=False).astype(kind)
     return Ragged(torch.from_numpy(values), torch.from_numpy(offsets))
 
 
@@ -240,21 +242,30 @@ class BatchReader:
         values: list[Tensor] = [nothing]  # a layout may have no ids at all
         lengths: list[Tensor] = [nothing]
         ones_B = torch.ones(size, dtype=torch.int64)
+        weighted = any(field.weighted for field in self.layout.ids)
+        weights: list[Tensor] = []
         single = iter(singles_CB.contiguous())
         for field in self.layout.ids:
             if field.shape == "single":
                 values.append(next(single))
                 lengths.append(ones_B)
+                weights.append(ones_B)
                 continue
             parts = [block.ragged[field.name].take(rows_B) for block, rows_B in pieces]
             values.extend(part[0] for part in parts)
             lengths.extend(part[1] for part in parts)
             lengths.append(torch.zeros(padding, dtype=torch.int64))
+            if field.weighted:
+                weights.extend(b.ragged[field.weights].take(rows_B)[0] for b, rows_B in pieces)
+            elif weighted:
+                weights.extend(torch.ones(len(part[0])) for part in parts)
         lengths_FB = torch.cat(lengths).view(len(self.layout.ids), size)
         return Batch(
             ids=KeyedJaggedTensor(
                 keys=[field.name for field in self.layout.ids],
                 values=torch.cat(values),
+                # TorchRec has weights of all keys or of none: those of others are 1.
+                weights=torch.cat(weights, dim=0).float() if weighted else None,
                 lengths=lengths_FB.view(-1),
                 stride=size,
                 # On the host now, so that no device has to be asked for it later.

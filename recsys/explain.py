@@ -30,7 +30,7 @@ from recsys.evaluation.explanation import (
 from recsys.evaluation.metrics import Array
 from recsys.export import streams
 from recsys.export.signature import Column, RowMismatch, Signature
-from recsys.export.tensors import fits, list_fields, program_inputs, single_fields
+from recsys.export.tensors import by_field, fits, list_fields, program_inputs, single_fields
 from recsys.models import MODELS
 from recsys.models.ranker import AbstractRanker, FieldWeights
 from recsys.rundir import find_run
@@ -346,11 +346,13 @@ def served_batch(encoded: pl.DataFrame, layout: Layout) -> ServedBatch:
         field.name: PaddedIds(single_BC[:, [place]], ones_B)
         for place, field in enumerate(single_fields(layout))
     }
-    for place, field in enumerate(list_fields(layout)):
-        ids_BL, lengths_B = lists[2 * place : 2 * place + 2]
+    parts = by_field(lists, layout)
+    for field in list_fields(layout):
+        ids_BL, lengths_B, *weights = parts[field.name]
         if field.shape == "sequence" and field.max_length is not None:
-            ids_BL = pad(ids_BL, (0, field.max_length - ids_BL.shape[1]))
-        ids[field.name] = PaddedIds(ids_BL, lengths_B)
+            missing = (0, field.max_length - ids_BL.shape[1])
+            ids_BL, weights = pad(ids_BL, missing), [pad(each, missing) for each in weights]
+        ids[field.name] = PaddedIds(ids_BL, lengths_B, *weights)
     return ServedBatch(ids, dense_BN)
 
 

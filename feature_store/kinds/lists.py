@@ -175,6 +175,7 @@ class SequenceKind(Kind[Sequence]):
             space=f"{feature.name}__gap",
             cardinality=num_gaps(feature) + FIRST_ID,
             max_length=feature.max_length,
+            gaps_of=feature.name,
         )
         return (values, gaps)
 

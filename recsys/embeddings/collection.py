@@ -145,15 +145,24 @@ class Embeddings(AbstractEmbeddings):
         places = {name: place for place, name in enumerate(ids.keys())}
         lengths_FB = ids.lengths().view(len(places), -1)
         ids_of, rows = self._rows(ids, places)
+        weights = self._weights(ids, places)
         self.row_penalty.forget()
-        found = self._looked_up(rows, places, lengths_FB)
+        found = self._looked_up(rows, places, lengths_FB, weights)
         vectors: Vectors = {}
         for column in self.columns:
             name = column.field.name
             looked_up = [found[name, k] for k in range(len(column.scheme.lookups))]
             combined = column.scheme.combine(ids_of[name], looked_up)
-            vectors[name] = _shaped(combined, column, lengths_FB[places[name]])
+            vectors[name] = _shaped(combined, column, lengths_FB[places[name]], weights.get(name))
         return vectors
+
+    def _weights(self, ids: KeyedJaggedTensor, places: dict[str, int]) -> dict[str, Tensor]:
+        """Weights of the values of weighted fields, by their names."""
+        weighted = [c.field.name for c in self.columns if c.field.weighted]
+        if not weighted:
+            return {}
+        weights = ids.weights().split(ids.length_per_key())
+        return {name: weights[places[name]] for name in weighted}
 
     def _rows(
         self, ids: KeyedJaggedTensor, places: dict[str, int]
@@ -189,7 +198,11 @@ class Embeddings(AbstractEmbeddings):
         self.row_penalty.share_counts()
 
     def _looked_up(
-        self, rows: dict[tuple[str, int], Tensor], places: dict[str, int], lengths_FB: Tensor
+        self,
+        rows: dict[tuple[str, int], Tensor],
+        places: dict[str, int],
+        lengths_FB: Tensor,
+        weights: Mapping[str, Tensor],
     ) -> dict[tuple[str, int], Tensor]:
         found: dict[tuple[str, int], Tensor] = {}
         if self.pooled is not None:
@@ -204,14 +217,16 @@ class Embeddings(AbstractEmbeddings):
                 vectors_VD = self._used(jagged[key.name].values())
                 lengths_B = lengths_FB[places[key.field.name]]
                 self._note(key, rows, vectors_VD, lengths_B)
-                found[key.field.name, key.lookup] = self._bagged(key, vectors_VD, lengths_B)
+                bagged = self._bagged(key, vectors_VD, lengths_B, weights)
+                found[key.field.name, key.lookup] = bagged
         for table in self.replicated_tables:
             weight = self.replicated[table.parameter]
             for key in table.keys:
                 vectors_VD = embedding(rows[key.field.name, key.lookup], weight)
                 lengths_B = lengths_FB[places[key.field.name]]
                 self._note(key, rows, vectors_VD, lengths_B)
-                found[key.field.name, key.lookup] = self._bagged(key, vectors_VD, lengths_B)
+                bagged = self._bagged(key, vectors_VD, lengths_B, weights)
+                found[key.field.name, key.lookup] = bagged
         return found
 
     def _note(
@@ -225,10 +240,12 @@ class Embeddings(AbstractEmbeddings):
             rows_V = rows[key.field.name, key.lookup]
             self.row_penalty.note(self.table_of[key], rows_V, vectors_VD, lengths_B)
 
-    def _bagged(self, key: Key, vectors_VD: Tensor, lengths_B: Tensor) -> Tensor:
+    def _bagged(
+        self, key: Key, vectors_VD: Tensor, lengths_B: Tensor, weights: Mapping[str, Tensor]
+    ) -> Tensor:
         """Bags of linear schemes are summed before they are combined, wherever their table is."""
         if key.field.shape == "bag" and self.linear[key.field.name]:
-            return _summed(vectors_VD, lengths_B)
+            return _summed(_weighted(vectors_VD, weights.get(key.field.name)), lengths_B)
         return vectors_VD
 
     def _used(self, vectors: Tensor) -> Tensor:
@@ -278,7 +295,9 @@ class _Column:
             return False
         # A bag whose rows pay for themselves cannot be summed where it is looked up.
         penalized = any(spec.settings.penalizes_rows for spec in self.scheme.lookups)
-        return self.field.shape == "sequence" or not self.scheme.linear or penalized
+        # Weights would have to be there for all columns of the pooled collection.
+        alone = penalized or self.field.weighted
+        return self.field.shape == "sequence" or not self.scheme.linear or alone
 
     def scheme_ids(self, ids: Tensor) -> Tensor:
         return ids if self.scheme.raw_ids else self.scheme.space.bounded(ids)
@@ -306,19 +325,38 @@ def _jagged(
     )
 
 
-def _shaped(vectors: Tensor, column: _Column, lengths_B: Tensor) -> Tensor | SequenceVectors:
+def _shaped(
+    vectors: Tensor, column: _Column, lengths_B: Tensor, weights_V: Tensor | None
+) -> Tensor | SequenceVectors:
     """Vectors of single ids as they are, of bags pooled, of sequences padded."""
     field = column.field
     if field.shape == "single":
         return vectors
     if field.shape == "bag":
-        summed_BD = vectors if column.scheme.linear else _summed(vectors, lengths_B)
-        return summed_BD if column.pooling == "sum" else _divided(summed_BD, lengths_B)
+        if column.scheme.linear:
+            summed_BD = vectors
+        else:
+            summed_BD = _summed(_weighted(vectors, weights_V), lengths_B)
+        if column.pooling == "sum":
+            return summed_BD
+        if weights_V is None:
+            return _divided(summed_BD, lengths_B)
+        return weighted_mean(summed_BD, _summed(weights_V[:, None], lengths_B))
     assert field.max_length is not None, "a sequence has a longest length"
-    jagged = JaggedTensor(values=vectors, lengths=lengths_B)
+    jagged = JaggedTensor(values=_weighted(vectors, weights_V), lengths=lengths_B)
     values_BLD = jagged.to_padded_dense(field.max_length)
     positions_L = torch.arange(field.max_length, device=lengths_B.device)
     return SequenceVectors(values_BLD, positions_L[None, :] < lengths_B[:, None])
+
+
+def weighted_mean(summed_BD: Tensor, weights_B1: Tensor) -> Tensor:
+    """A weighted sum over the sum of the weights; 0 where that is 0."""
+    divisors_B1 = torch.where(weights_B1 > 0, weights_B1, 1.0)
+    return summed_BD / divisors_B1.to(summed_BD.dtype)
+
+
+def _weighted(values_VD: Tensor, weights_V: Tensor | None) -> Tensor:
+    return values_VD if weights_V is None else values_VD * weights_V[:, None].to(values_VD.dtype)
 
 
 def _summed(values_VD: Tensor, lengths_B: Tensor) -> Tensor:

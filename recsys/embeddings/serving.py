@@ -18,6 +18,7 @@ from recsys.embeddings.collection import (
     SequenceVectors,
     Vectors,
     table_weight,
+    weighted_mean,
 )
 from recsys.embeddings.config import Pooling
 from recsys.embeddings.quantized import Precision, ServedTable, served_table
@@ -31,6 +32,8 @@ class PaddedIds(NamedTuple):
     """int64, 0 where padded; L is 1 for single ids and at least 1 for lists."""
     lengths_B: Tensor
     """int64: how many ids of each row are real."""
+    weights_BL: Tensor | None = None
+    """float32, 0 where padded; None: the field has none."""
 
 
 class ServedBatch(NamedTuple):
@@ -84,11 +87,16 @@ class ServingEmbeddings(AbstractEmbeddings):
         positions_L = torch.arange(values_BLD.shape[1], device=values_BLD.device)
         mask_BL = positions_L[None, :] < padded.lengths_B[:, None]
         masked_BLD = values_BLD * mask_BL[:, :, None]
+        weights_BL = padded.weights_BL
+        if weights_BL is not None:
+            masked_BLD = masked_BLD * weights_BL[:, :, None].to(masked_BLD.dtype)
         if field.shape == "sequence":
             return SequenceVectors(masked_BLD, mask_BL)
         summed_BD = masked_BLD.sum(dim=1)
         if self.poolings[field.space] == "sum":
             return summed_BD
+        if weights_BL is not None:
+            return weighted_mean(summed_BD, (weights_BL * mask_BL).sum(dim=1, keepdim=True))
         return summed_BD / padded.lengths_B.clamp(min=1)[:, None].to(summed_BD.dtype)
 
     def storage_bytes(self) -> dict[str, int]:

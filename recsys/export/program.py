@@ -23,7 +23,7 @@ from torch.export import Dim, ExportedProgram
 from feature_store.features import Layout
 from recsys.embeddings.serving import PaddedIds, ServedBatch
 from recsys.export.bundle import Processor
-from recsys.export.tensors import list_fields, single_fields
+from recsys.export.tensors import by_field, list_fields, single_fields
 
 TRACED_ROWS = 3
 """Rows of the batch the program is traced with; its lists are 5, 6, 7 ... long. All differ, and
@@ -42,34 +42,42 @@ class ServedProgram(nn.Module):
     def __init__(self, ranker: nn.Module, layout: Layout) -> None:
         super().__init__()
         self.ranker = ranker
+        self.layout = layout
         self.singles = [field.name for field in single_fields(layout)]
-        self.lists = [field.name for field in list_fields(layout)]
 
     def forward(self, dense_BN: Tensor, single_BC: Tensor, *padded: Tensor) -> Tensor:
-        """Probabilities (B, T); `padded` are ids_BL and lengths_B of every list field."""
+        """Probabilities (B, T); `padded` are the tensors of every list field, one after another."""
         ones_B = torch.ones(single_BC.shape[0], dtype=torch.int64)
         ids = {
             name: PaddedIds(single_BC[:, place : place + 1], ones_B)
             for place, name in enumerate(self.singles)
         }
-        for place, name in enumerate(self.lists):
-            ids[name] = PaddedIds(padded[2 * place], padded[2 * place + 1])
+        for name, parts in by_field(padded, self.layout).items():
+            ids[name] = PaddedIds(*parts)
         return torch.sigmoid(self.ranker(ServedBatch(ids, dense_BN)).float())
 
 
 def export(program: ServedProgram, layout: Layout) -> ExportedProgram:
     """Trace a program, in evaluation mode, with free batch size and list lengths."""
-    lists = range(len(list_fields(layout)))
     dense_BN = torch.zeros(TRACED_ROWS, len(layout.dense))
     single_BC = torch.zeros(TRACED_ROWS, len(single_fields(layout)), dtype=torch.int64)
     padded: list[Tensor] = []
-    for place in lists:
-        padded.append(torch.zeros(TRACED_ROWS, TRACED_ROWS + 2 + place, dtype=torch.int64))
+    free: list[dict[int, Any]] = []
+    lengths: dict[str, int] = {}
+    for place, field in enumerate(list_fields(layout)):
+        # Gaps are as many as the values they belong to.
+        lengths[field.name] = lengths.get(field.gaps_of or "", TRACED_ROWS + 2 + place)
+        rectangle = (TRACED_ROWS, lengths[field.name])
+        padded.append(torch.zeros(rectangle, dtype=torch.int64))
         padded.append(torch.ones(TRACED_ROWS, dtype=torch.int64))
+        free += [{0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}]
+        if field.weighted:
+            padded.append(torch.ones(rectangle))
+            free.append({0: Dim.DYNAMIC, 1: Dim.DYNAMIC})
     rows = {0: Dim.DYNAMIC, 1: Dim.STATIC}
     shapes: dict[str, Any] = {"dense_BN": rows, "single_BC": rows}
     if padded:
-        shapes["padded"] = ({0: Dim.DYNAMIC, 1: Dim.DYNAMIC}, {0: Dim.DYNAMIC}) * len(lists)
+        shapes["padded"] = tuple(free)
     with torch.no_grad(), _quiet():
         return torch.export.export(
             program, (dense_BN, single_BC, *padded), dynamic_shapes=shapes, strict=False

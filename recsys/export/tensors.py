@@ -2,10 +2,12 @@
 
 A program takes, in this order: `dense_BN` float32 and `single_BC` int64 (both present even when
 they have no columns), then for every bag and sequence, in the layout's order, its ids `ids_BL`
-int64 (zero-padded, L at least 1) and `lengths_B` int64.
+int64 (zero-padded, L at least 1), `lengths_B` int64 and, if it is weighted, `weights_BL` float32.
 
 Shapes: B rows, N dense numbers, C single-id fields, L longest list of the batch.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -30,8 +32,23 @@ def list_fields(layout: Layout) -> tuple[IdField, ...]:
 
 def input_names(layout: Layout) -> tuple[str, ...]:
     """Names of a program's inputs, in their order."""
-    lists = (f"{f.name}.{part}" for f in list_fields(layout) for part in ("ids_BL", "lengths_B"))
+    lists = (f"{f.name}.{part}" for f in list_fields(layout) for part in list_parts(f))
     return ("dense_BN", "single_BC", *lists)
+
+
+def list_parts(field: IdField) -> tuple[str, ...]:
+    """The tensors of a bag or sequence, in their order among a program's inputs."""
+    return ("ids_BL", "lengths_B", *(("weights_BL",) if field.weighted else ()))
+
+
+def by_field(lists: Sequence[Tensor], layout: Layout) -> dict[str, tuple[Tensor, ...]]:
+    """A program's inputs after the first two, by field: the tensors of `list_parts`."""
+    found, start = {}, 0
+    for field in list_fields(layout):
+        stop = start + len(list_parts(field))
+        found[field.name] = tuple(lists[start:stop])
+        start = stop
+    return found
 
 
 def program_inputs(encoded: pl.DataFrame, layout: Layout) -> list[Tensor]:
@@ -46,16 +63,18 @@ def program_inputs(encoded: pl.DataFrame, layout: Layout) -> list[Tensor]:
     ]
     for field in list_fields(layout):
         inputs.extend(padded(encoded[field.name]))
+        if field.weighted:
+            inputs.append(padded(encoded[field.weights], np.float32)[0])
     return inputs
 
 
-def padded(lists: pl.Series) -> tuple[Tensor, Tensor]:
-    """A column of id lists as a zero-padded rectangle (B, L) and lengths (B,)."""
+def padded(lists: pl.Series, kind: type[np.generic] = np.int64) -> tuple[Tensor, Tensor]:
+    """A column of lists as a zero-padded rectangle (B, L) and lengths (B,)."""
     column = lists.rechunk().to_arrow()
     offsets = column.offsets.to_numpy()
     lengths_B = np.diff(offsets).astype(np.int64)
     longest = max(1, int(lengths_B.max(initial=0)))
-    ids_BL = np.zeros((len(lengths_B), longest), np.int64)
+    ids_BL = np.zeros((len(lengths_B), longest), kind)
     values = column.values.slice(offsets[0], offsets[-1] - offsets[0])
     ids_BL[np.arange(longest) < lengths_B[:, None]] = values.to_numpy()
     return torch.from_numpy(ids_BL), torch.from_numpy(lengths_B)

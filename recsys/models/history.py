@@ -43,6 +43,15 @@ class HistoryRanker(AbstractRanker):
         super().__init__(layout, embeddings)
         self.names = [field.name for field in layout.ids if field.shape != "sequence"]
         self.candidates = candidates(layout, kind)
+        self.gaps = {f.gaps_of: f.name for f in layout.ids if f.gaps_of is not None}
+        dims = embeddings.embedding_dims
+        for name, gaps in self.gaps.items():
+            if dims[name] != dims[gaps]:
+                raise ValueError(
+                    f"model.kind {kind} adds the vectors of {gaps!r} to those of {name!r}, so they"
+                    f" need one embedding_dim; found {dims[gaps]} and {dims[name]}: set"
+                    f" embeddings.features.{gaps}.embedding_dim"
+                )
 
     def add_tower(self, history_width: int, config: MLPConfig) -> None:
         """The tower, of whose input all histories' vectors take so much."""
@@ -69,9 +78,20 @@ class HistoryRanker(AbstractRanker):
     def histories(self, vectors: Vectors) -> list[tuple[str, Tensor, SequenceVectors]]:
         """Of every history its name, its candidate's vectors and its own."""
         return [
-            (name, pooled_vector(vectors, candidate), sequence_vectors(vectors, name))
+            (name, pooled_vector(vectors, candidate), self._positions(vectors, name))
             for name, candidate in self.candidates.items()
         ]
+
+    def _positions(self, vectors: Vectors, name: str) -> SequenceVectors:
+        """A history's vectors, each with that of its gap in time where there are gaps.
+
+        They are added, like the time differences that BST has for positions (Chen et al. 2019,
+        arXiv:1905.06874, section 2.1).
+        """
+        values_BLD, mask_BL = sequence_vectors(vectors, name)
+        if name in self.gaps:
+            values_BLD = values_BLD + sequence_vectors(vectors, self.gaps[name]).values_BLD
+        return SequenceVectors(values_BLD, mask_BL)
 
     def first_layer(self) -> FirstLayer:
         """Of fields, and of histories whose vectors are as wide as their table's."""
@@ -86,7 +106,8 @@ def candidates(layout: Layout, kind: str) -> dict[str, str]:
     Raises:
         ValueError: the layout has no history.
     """
-    found = {field.name: field.space for field in layout.ids if field.shape == "sequence"}
+    sequences = (field for field in layout.ids if field.shape == "sequence")
+    found = {field.name: field.space for field in sequences if field.gaps_of is None}
     if not found:
         raise ValueError(f"model.kind {needs_history(kind)}")
     return found

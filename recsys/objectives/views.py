@@ -18,7 +18,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from feature_store.entities import EntitySide, EntityTable
-from feature_store.features import Layout
+from feature_store.features import IdField, Layout
 from recsys.embeddings.collection import SequenceVectors, Vectors
 from recsys.embeddings.hashing import positive, salt, splitmix64
 from recsys.objectives.masking import Masking, masked_features
@@ -112,6 +112,7 @@ class ViewReader:
             for place, name in enumerate(self.features)
             for column in dense_of.get(name, (name,))
         }
+        self.weighted = any(field.weighted for field in layout.ids)
         self._order = lru_cache(maxsize=1)(self._ordered)
 
     def drawn(self, step: int) -> np.ndarray:
@@ -129,12 +130,15 @@ class ViewReader:
         padding = size - len(rows_B)
         values: list[Tensor] = []
         lengths: list[Tensor] = []
+        weights: list[Tensor] = []
         for field in self.layout.ids:
             for view in range(2):
-                ids, counts = self._ids(field.name, rows_B, places_B, view, step, masked_2K)
+                ids, counts, own = self._ids(field, rows_B, places_B, view, step, masked_2K)
+                weights.append(own)
                 if field.shape == "single":
                     ids = torch.cat([ids, ids.new_zeros(padding)])
                     counts = torch.ones(size, dtype=torch.int64)
+                    weights[-1] = torch.ones(size)
                 else:
                     counts = torch.cat([counts, counts.new_zeros(padding)])
                 values.append(ids)
@@ -146,6 +150,7 @@ class ViewReader:
             KeyedJaggedTensor(
                 keys=[field.name for field in self.layout.ids],
                 values=torch.cat(values) if values else torch.zeros(0, dtype=torch.int64),
+                weights=torch.cat(weights) if self.weighted else None,
                 lengths=lengths_FS.view(-1),
                 stride=2 * size,
                 length_per_key=lengths_FS.sum(dim=1).tolist(),
@@ -166,32 +171,37 @@ class ViewReader:
 
     def _ids(
         self,
-        name: str,
+        field: IdField,
         rows_B: np.ndarray,
         places_B: np.ndarray,
         view: int,
         step: int,
         masked_2K: np.ndarray,
-    ) -> tuple[Tensor, Tensor]:
-        """Ids of a field in one view and their number in each row."""
-        column = self._columns.get(name)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids of a field in one view, their number in each row, and their weights."""
+        name = field.gaps_of or field.name
+        column = self._columns.get(field.name)
         none_B = torch.zeros(len(rows_B), dtype=torch.int64)
-        single = self.layout.id_field(name).shape == "single"
+        single = field.shape == "single"
         if column is None or masked_2K[view, self._feature_of[name]]:
             # A masked id is replaced after the look-up; which row is read does not matter.
-            return (none_B, none_B) if single else (none_B[:0], none_B)
+            return none_B if single else none_B[:0], none_B, torch.ones(0)
         if single:
-            return torch.from_numpy(column.to_numpy()[rows_B]), none_B
+            return torch.from_numpy(column.to_numpy()[rows_B]), none_B, torch.ones(0)
         values_V, owners_V, counts_B = _lists(column, rows_B)
+        weights_V = torch.ones(len(values_V))
+        if field.weighted:
+            weights_V, _, _ = _lists(self._columns[field.weights], rows_B)
         if not self.dropout:
-            return values_V, counts_B
+            return values_V, counts_B, weights_V
         starts_B = counts_B.cumsum(0) - counts_B
         within_V = torch.arange(len(values_V)) - starts_B[owners_V]
         key = salt("dropout", self.seed, self.side, step, view, name)
         numbers_V = torch.from_numpy(places_B)[owners_V] * _MOST_VALUES + within_V
         draws_V = positive(splitmix64(numbers_V + key)).double() / 2.0**63
         kept_V = draws_V >= self.dropout
-        return values_V[kept_V], torch.bincount(owners_V[kept_V], minlength=len(rows_B))
+        counts_B = torch.bincount(owners_V[kept_V], minlength=len(rows_B))
+        return values_V[kept_V], counts_B, weights_V[kept_V]
 
     def _dense(self, rows_B: np.ndarray, padding: int) -> Tensor:
         """(S, N) numbers; those of other sides are 0, masked ones are replaced later."""
@@ -222,10 +232,19 @@ def stacked(ids: Sequence[KeyedJaggedTensor]) -> KeyedJaggedTensor:
     """
     keys = ids[0].keys()
     values = [each.values().split(each.length_per_key()) for each in ids]
+    weights = [
+        each.weights().split(each.length_per_key())
+        for each in ids
+        if each.weights_or_none() is not None
+    ]
+    assert len(weights) in (0, len(ids)), "all batches are of one layout"
     lengths = [each.lengths().view(len(keys), -1) for each in ids]
     return KeyedJaggedTensor(
         keys=keys,
         values=torch.cat([part for parts in zip(*values, strict=True) for part in parts]),
+        weights=torch.cat([part for parts in zip(*weights, strict=True) for part in parts])
+        if weights
+        else None,
         lengths=torch.cat(lengths, dim=1).view(-1),
         stride=sum(each.stride() for each in ids),
         length_per_key=[sum(c) for c in zip(*(e.length_per_key() for e in ids), strict=True)],

@@ -1,13 +1,17 @@
 """Vectors by name, against a loop over rows that reads the tables themselves."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from support.encoded import LAYOUT, MAX_LENGTH
 from support.training import CPU, embeddings_of
+from support.weighted import WEIGHTED, write_weighted
 
 from feature_store.features import Layout
 from recsys.batch import Batch
+from recsys.dataset import BatchReader
 from recsys.embeddings.collection import Embeddings, SequenceVectors, table_weight
 from recsys.embeddings.config import EmbeddingsConfig, FeatureEmbedding
 from recsys.embeddings.hashing import hashed_rows
@@ -105,3 +109,68 @@ def test_gradients_of_a_mean_are_shared_by_the_bag(batch: Batch) -> None:
         for tag in ids.tolist():
             expected[tag] += 1 / len(ids)
     np.testing.assert_allclose(weight.grad[:, 0].numpy(), expected, rtol=1e-5)
+
+
+@pytest.fixture
+def weighted_batch(tmp_path: Path) -> Batch:
+    return next(BatchReader(write_weighted(tmp_path, 64), WEIGHTED, batch_size=64).epoch(0))
+
+
+@pytest.mark.parametrize("name", list(CONFIGS))
+def test_weights_weigh_vectors_as_a_loop_over_rows_does(name: str, weighted_batch: Batch) -> None:
+    """A bag's sum or mean is weighted, a sequence's positions are multiplied one by one."""
+    ids = weighted_batch.ids
+    embeddings = made(CONFIGS[name], WEIGHTED)
+    vectors = embeddings(ids)
+    spaces = {sized.space.name: sized for sized in embeddings.spaces}
+    nothing = 0
+    for field in ("tags", "history"):
+        sized = spaces[WEIGHTED.id_field(field).space]
+        weight = table_weight(embeddings, table_of(embeddings, field)).detach().numpy()
+        lists = zip(ids[field].to_dense(), ids[field].to_dense_weights(), strict=True)
+        for place, (of_row, weights) in enumerate(lists):
+            rows = weight[[row_of(i, sized.space) for i in of_row.tolist()]]
+            weighed = rows * weights.numpy()[:, None]
+            found = vectors[field]
+            if isinstance(found, SequenceVectors):
+                values_LD = found.values_BLD[place].detach().numpy()
+                np.testing.assert_allclose(values_LD[: len(rows)], weighed, atol=1e-7)
+                assert found.mask_BL[place].sum() == len(rows)
+                continue
+            total = weights.sum().item()
+            expected = weighed.sum(axis=0)
+            if sized.pooling == "mean" and total > 0:
+                expected = expected / total
+            nothing += total == 0 and len(rows) > 0
+            np.testing.assert_allclose(found[place].detach().numpy(), expected, atol=1e-6)
+    assert nothing, "some bag has ids whose weights are all 0"
+
+
+def test_gradients_of_a_weighted_mean_are_shared_by_weight(weighted_batch: Batch) -> None:
+    embeddings = made(CONFIGS["plain"], WEIGHTED)
+    embeddings(weighted_batch.ids)["tags"].sum().backward()
+    weight = table_weight(embeddings, table_of(embeddings, "tags"))
+    expected = np.zeros(weight.shape[0])
+    tags = weighted_batch.ids["tags"]
+    for ids, weights in zip(tags.to_dense(), tags.to_dense_weights(), strict=True):
+        for tag, share in zip(ids.tolist(), weights.tolist(), strict=True):
+            expected[tag] += share / max(weights.sum().item(), 1e-30)
+    np.testing.assert_allclose(weight.grad[:, 0].numpy(), expected, rtol=1e-5)
+
+
+def test_unweighted_bags_of_a_weighted_layout_stay_pooled_in_the_collection() -> None:
+    """Only what is weighted is looked up id by id."""
+    layout = Layout(
+        ids=(
+            *(field for field in WEIGHTED.ids if field.name == "tags"),
+            *(
+                field.model_copy(update={"name": "plain", "space": "plain"})
+                for field in LAYOUT.ids
+                if field.name == "tags"
+            ),
+        ),
+        dense=(),
+        tasks=("label",),
+    )
+    embeddings = made(CONFIGS["plain"], layout)
+    assert [key.field.name for key in embeddings.pooled_keys] == ["plain"]

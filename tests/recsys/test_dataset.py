@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.encoded import LAYOUT, rows, write
+from support.weighted import WEIGHTED, weighted_rows, write_weighted
 
 from feature_store.features import GROUP_COLUMN, WEIGHT_COLUMN, IdField, Layout
 from recsys.batch import Batch
@@ -228,3 +229,31 @@ def test_rows_of_a_ragged_column_equal_a_python_loop(
     taken, lengths = Ragged(values, offsets).take(torch.tensor(chosen, dtype=torch.int64))
     assert taken.tolist() == [v for row in chosen for v in lists[row]]
     assert lengths.tolist() == [len(lists[row]) for row in chosen]
+
+
+def test_weights_stay_with_their_ids_in_any_order(tmp_path: Path) -> None:
+    """Ids without weights have 1 each; batches of 16 span windows and row groups."""
+    frame = weighted_rows(70)
+    files = write_weighted(tmp_path, 70)
+    row_of = {city: row for row, city in enumerate(frame["city"].to_list())}
+    seen = 0
+    reader = BatchReader(files, WEIGHTED, batch_size=16, shuffle=True, seed=3, window_rows=40)
+    for batch in reader.epoch(0):
+        chosen = [
+            row_of[c] if w > 0 else None
+            for c, w in zip(batch.ids["city"].values().tolist(), batch.weights_B, strict=True)
+        ]
+        seen += len(chosen)
+        for field in WEIGHTED.ids:
+            found = batch.ids[field.name].to_dense_weights()
+            for row, weights in zip(chosen, found, strict=True):
+                if field.weighted:
+                    assert weights.tolist() == frame[field.weights][row].to_list()
+                else:
+                    assert weights.tolist() == [1.0] * len(weights)
+    assert seen == 70
+
+
+def test_a_layout_without_weights_makes_batches_without_any(files: Sequence[Path]) -> None:
+    batch = next(BatchReader(files, LAYOUT, batch_size=16).epoch(0))
+    assert batch.ids.weights_or_none() is None

@@ -1,7 +1,7 @@
 """A training batch as what a model in serving form reads, by a loop over rows."""
 
 import torch
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from recsys.batch import Batch
 from recsys.embeddings.serving import PaddedIds, ServedBatch
@@ -17,8 +17,17 @@ def padded_ids(ids: KeyedJaggedTensor, extra: int = 0) -> dict[str, PaddedIds]:
         ids_BL = torch.zeros(len(lists), 1 if single else int(lengths_B.max()) + extra, dtype=int)
         for row, part in enumerate(lists):
             ids_BL[row, : len(part)] = part
-        found[name] = PaddedIds(ids_BL, lengths_B)
+        found[name] = PaddedIds(ids_BL, lengths_B, _padded_weights(ids[name], ids_BL))
     return found
+
+
+def _padded_weights(ids: JaggedTensor, ids_BL: torch.Tensor) -> torch.Tensor | None:
+    if ids.weights_or_none() is None:
+        return None
+    weights_BL = torch.zeros(ids_BL.shape)
+    for row, part in enumerate(ids.to_dense_weights()):
+        weights_BL[row, : len(part)] = part
+    return weights_BL
 
 
 def served(batch: Batch, extra: int = 0) -> ServedBatch:

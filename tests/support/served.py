@@ -1,5 +1,6 @@
 """Raw rows of every kind of column, features fitted on them, and rankers in serving form."""
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -12,6 +13,7 @@ from feature_store.features import (
     Categorical,
     DatePart,
     FeatureSet,
+    History,
     Label,
     Numeric,
     Sequence,
@@ -77,6 +79,64 @@ def fitted(
     return fit(rows(500).lazy(), FeatureSet(inputs=inputs, labels=labels))
 
 
+LIST_FEATURES = FeatureSet(
+    inputs=(
+        Categorical(name="item", side="item"),
+        Bag(name="likes", source="liked", weights="strength", of="item"),
+        Sequence(
+            name="past",
+            of="item",
+            source="seen",
+            max_length=5,
+            gaps=12,
+            weights="relevance",
+            history=History(by="item"),
+        ),
+    ),
+    labels=(Label(name="click"),),
+    timestamp="clicked",
+)
+"""Lists with weights and with gaps in time, as scoring gets them."""
+
+
+def list_rows(num_rows: int, seed: int = 0) -> pl.DataFrame:
+    """Random raw rows of `LIST_FEATURES`, as they are after histories were gathered."""
+    random = np.random.default_rng(seed)
+    liked, seen = (random.integers(0, 6, num_rows) for _ in range(2))
+    start = datetime(2024, 2, 29)
+    items, floats = pl.List(pl.Int64), pl.List(pl.Float64)
+
+    def lists(lengths: np.ndarray, draw: Callable[[int], list]) -> list[list]:
+        return [draw(length) for length in lengths.tolist()]
+
+    def ids(length: int) -> list[int]:
+        return random.integers(0, 30, length).tolist()
+
+    def weights(length: int) -> list[float]:
+        return random.random(length).tolist()
+
+    def times(length: int) -> list[datetime]:
+        return [start - timedelta(seconds=int(s)) for s in random.integers(1, 4000, length)]
+
+    return pl.DataFrame(
+        {
+            "item": random.integers(0, 30, num_rows),
+            "liked": pl.Series(lists(liked, ids), dtype=items),
+            "strength": pl.Series(lists(liked, weights), dtype=floats),
+            "seen": pl.Series(lists(seen, ids), dtype=items),
+            "seen__weight": pl.Series(lists(seen, weights), dtype=floats),
+            "seen__time": pl.Series(lists(seen, times), dtype=pl.List(pl.Datetime("us"))),
+            "clicked": [start] * num_rows,
+            "click": random.integers(0, 2, num_rows),
+        }
+    )
+
+
+def fitted_lists() -> FittedFeatures:
+    """`LIST_FEATURES`, fitted."""
+    return fit(list_rows(300).lazy(), LIST_FEATURES)
+
+
 def served_ranker(features: FittedFeatures, kind: str = "din") -> AbstractRanker:
     """A ranker with random weights, large enough that every input shows in its scores."""
     torch.manual_seed(0)
@@ -100,7 +160,8 @@ def trained_scores(features: FittedFeatures, model: AbstractRanker, raw: pl.Data
         for field in features.layout.ids:
             values = row[field.name] if field.shape != "single" else [row[field.name]]
             lengths = torch.tensor([len(values)])
-            ids[field.name] = PaddedIds(torch.tensor([values or [0]]), lengths)
+            weights = torch.tensor([row[field.weights] or [0.0]]) if field.weighted else None
+            ids[field.name] = PaddedIds(torch.tensor([values or [0]]), lengths, weights)
         dense = torch.tensor([[row[name] for name in features.layout.dense]])
         with torch.no_grad():
             scores.append(torch.sigmoid(model(ServedBatch(ids, dense)))[0].tolist())

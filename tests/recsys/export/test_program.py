@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from support import served
@@ -48,6 +49,25 @@ def test_features_of_one_kind_alone_make_a_program_too(names):
         scores = exported.module()(*program_inputs(encoded, features.layout)).detach()
         expected = served.trained_scores(features, model, raw)
         np.testing.assert_allclose(scores, expected, atol=1e-6)
+
+
+def test_weights_and_gaps_of_lists_reach_the_program():
+    """From raw rows to scores: by the serving form, and by the program exported from it."""
+    features = served.fitted_lists()
+    model = served.served_ranker(features, "din")
+    exported = programs.export(ServedProgram(model, features.layout).eval(), features.layout)
+    raw = served.list_rows(17, 1)
+    encoded = features.encode(raw.lazy()).collect()
+    scores = exported.module()(*program_inputs(encoded, features.layout)).detach()
+    np.testing.assert_allclose(scores, served.trained_scores(features, model, raw), atol=1e-6)
+    for name, other in (
+        ("strength", raw["strength"].list.eval(pl.element() * 0.5 + pl.element().cum_sum())),
+        ("seen__weight", raw["seen__weight"].list.eval(pl.element() + 1.0)),
+        ("seen__time", raw["seen__time"].list.eval(pl.element() - pl.duration(days=9))),
+    ):
+        changed = features.encode(raw.with_columns(other.alias(name)).lazy()).collect()
+        others = exported.module()(*program_inputs(changed, features.layout)).detach()
+        assert (others - scores).abs().max() > 1e-4, name
 
 
 def test_a_program_uses_no_operator_of_torchrec_or_fbgemm(features, model):
