@@ -1,15 +1,28 @@
-"""Where a run starts that goes on from another one: a checkpoint, and what of it still holds."""
+"""Where a run starts that goes on from another one: a checkpoint, and what of it still holds.
+
+Between the two versions of the features a space of ids may have
+
+- stayed: its weights are taken over;
+- grown (`features.grow_from`): every old id means what it meant, so rows of plain tables are taken
+  over and new ids have fresh ones, and so are the rows that hashed or dynamic schemes keep by id;
+- changed: it starts anew. So does a grown space whose scheme ties rows to the number of ids.
+
+Whatever else changed, as the mean that a number is standardised with, is told to the user.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from feature_store.compatibility import Change, compare, same_ids
 from feature_store.document import read_json
-from feature_store.encoding import FittedFeatures
 from feature_store.store import Store, Version
 from recsys import experiment as experiments
 from recsys.checkpoint import Checkpoint, Checkpoints
+from recsys.embeddings.config import SizedSpace, kind_of, sized_spaces
 from recsys.experiment import Experiment
 from recsys.rundir import CHECKPOINTS_FOLDER, EXPERIMENT_FILE, RUN_FILE, find_run
+
+_ROW_PER_ID, _ROWS_BY_KEY = "full", "dynamic"
 
 
 @dataclass(frozen=True)
@@ -19,7 +32,11 @@ class WarmStart:
     checkpoint: Checkpoint
     """Its folder is absolute: a worker has a working directory of its own."""
     anew: tuple[str, ...]
-    """Spaces whose ids mean other things in that run: their vocabulary or boundaries differ."""
+    """Spaces that begin anew: their ids mean other things in that run."""
+    grown: tuple[str, ...]
+    """Spaces with more ids than in that run, a row each."""
+    changes: tuple[Change, ...] = ()
+    """What else means something else than in that run."""
 
 
 def warm_start(experiment: Experiment, version: Version) -> WarmStart | None:
@@ -28,6 +45,7 @@ def warm_start(experiment: Experiment, version: Version) -> WarmStart | None:
     Raises:
         RunNotFound: there is no such run.
         CheckpointNotFound: it has no complete checkpoint.
+        VersionNotFound: its version of the features is gone.
     """
     if experiment.training.warm_start is None:
         return None
@@ -35,29 +53,48 @@ def warm_start(experiment: Experiment, version: Version) -> WarmStart | None:
     earlier = experiments.load(run_dir / EXPERIMENT_FILE)
     number = read_json(run_dir / RUN_FILE)["version_number"]
     before = Store(earlier.data.store).open(earlier.name, number)
-    return WarmStart(Checkpoints(run_dir / CHECKPOINTS_FOLDER).best(), _other_ids(before, version))
+    theirs = {s.space.name: s for s in sized_spaces(before.layout, earlier.embeddings)}
+    anew, grown = [], []
+    for mine in sized_spaces(version.layout, experiment.embeddings):
+        name = mine.space.name
+        if name not in theirs or not same_ids(before.fitted, version.fitted, name):
+            anew.append(name)
+        elif mine.space.cardinality != theirs[name].space.cardinality:
+            if _has_a_row_per_id(mine) and _has_a_row_per_id(theirs[name]):
+                grown.append(name)
+            elif not _keeps_rows(theirs[name], mine):
+                anew.append(name)
+    changes = compare(before.fitted, version.fitted).breaks
+    return WarmStart(
+        Checkpoints(run_dir / CHECKPOINTS_FOLDER).best(),
+        tuple(anew),
+        tuple(grown),
+        tuple(change for change in changes if change.feature not in anew),
+    )
 
 
-def _other_ids(before: Version, now: Version) -> tuple[str, ...]:
-    spaces = dict.fromkeys(field.space for field in now.layout.ids)
-    return tuple(space for space in spaces if not _same_ids(before.fitted, now.fitted, space))
+def _has_a_row_per_id(sized: SizedSpace) -> bool:
+    return kind_of(sized.config) == _ROW_PER_ID and not sized.space.hashed
 
 
-def _same_ids(one: FittedFeatures, other: FittedFeatures, space: str) -> bool:
-    """Whether a value has the same id in both."""
-    words, others = one.vocabularies.get(space), other.vocabularies.get(space)
-    if words is None or others is None:
-        same = words is None and others is None
-    else:
-        same = words.equals(others)
-    return same and one.boundaries.get(space) == other.boundaries.get(space)
+def _keeps_rows(before: SizedSpace, now: SizedSpace) -> bool:
+    """Whether an id finds the same rows, however many ids there are."""
+    if before.space.hashed != now.space.hashed:
+        return False
+    if now.space.hashed:
+        return before.space.num_ids == now.space.num_ids
+    return kind_of(now.config) == kind_of(before.config) == _ROWS_BY_KEY
 
 
 def told(start: WarmStart) -> str:
     """For a user."""
     text = f"starting from {_short(start.checkpoint.folder)}"
+    if start.grown:
+        text += f"; grown, known rows taken over: {', '.join(start.grown)}"
     if start.anew:
         text += f"; other vocabulary or boundaries, so anew: {', '.join(start.anew)}"
+    if start.changes:
+        text += f"; since then {'; '.join(map(str, start.changes))}"
     return text
 
 

@@ -95,10 +95,11 @@ def train_on_worker(job: TrainingJob, device: torch.device) -> None:
 
 def _start_warm(trainer: Trainer, warm: WarmStart) -> None:
     require_schemes(warm.checkpoint, trainer.step.embeddings, shared_only=True)
-    missing = trainer.start_from(warm.checkpoint, warm.anew)
+    missing = trainer.start_from(warm.checkpoint, warm.anew, warm.grown)
     trainer.saved_state["warm_start"] = {
         "from": str(warm.checkpoint.folder),
         "other_ids": list(warm.anew),
+        "grown": list(warm.grown),
         "not_there": list(missing),
     }
 

@@ -68,10 +68,14 @@ class TrainingConfig(StepConfig):
     """How many of the newest are kept beside the best."""
     warm_start: Path | None = None
     """Another run's folder, runs/NAME/ID, whose best checkpoint this one starts from. Weights of
-    equal name and shape are taken over, and a dynamic vocabulary into any capacity; a feature whose
-    vocabulary or boundaries differ starts anew, as optimizers do."""
+    equal name and shape are taken over, a dynamic vocabulary into any capacity, and the rows of a
+    vocabulary that has grown (features.grow_from); a feature whose vocabulary or boundaries differ
+    otherwise starts anew, as optimizers do."""
     scaling: ScalingConfig = ScalingConfig()
     topology: TopologyConfig = TopologyConfig()
+
+
+_ROWS_AT_ONCE = 1 << 16
 
 
 class TrainingDiverged(RuntimeError):
@@ -352,15 +356,18 @@ class Trainer:
         if dist.get_rank() == 0:
             self._mark_best()  # a run killed right after saving its best one had not come to this
 
-    def start_from(self, saved: Checkpoint, anew: Collection[str] = ()) -> tuple[str, ...]:
+    def start_from(
+        self, saved: Checkpoint, anew: Collection[str] = (), grown: Collection[str] = ()
+    ) -> tuple[str, ...]:
         """Take over the weights that another stage's or run's model has in common with this one.
 
         Args:
             saved: the other's.
             anew: spaces whose ids meant other things there.
+            grown: spaces that had fewer ids there, a row each: known rows are taken over.
 
         Returns:
-            Names of this model's tensors that were not there in this shape.
+            Names of this model's tensors that were not there, or not in this shape.
 
         Raises:
             CheckpointMismatch: there is nothing in common.
@@ -386,7 +393,26 @@ class Trainer:
             if isinstance(scheme, AbstractScheme) and scheme.space.name not in anew:
                 earlier = _earlier(saved, list(theirs), child)
                 scheme.adopt(earlier, self.step.tables, self.config.seed)
-        return tuple(name for name in mine if name not in common)
+        carried = self._carry_over(saved, list(theirs), grown)
+        return tuple(
+            name for name in mine if name not in common and carried.isdisjoint(name.split("."))
+        )
+
+    def _carry_over(self, saved: Checkpoint, names: list[str], grown: Collection[str]) -> set[str]:
+        """Take over the rows that grown tables had; returns parts of their parameters' names."""
+        carried = set()
+        for table in self.step.embeddings.tables:
+            if not any(field.space in grown for field in table.fields):
+                continue
+            old_RD = _earlier(saved, names, "").table(table.name)
+            if old_RD is None or old_RD.shape[1] != table.embedding_dim:
+                continue
+            for first in range(0, old_RD.shape[0], _ROWS_AT_ONCE):
+                values_ND = old_RD[first : first + _ROWS_AT_ONCE].to(self.device)
+                rows_N = torch.arange(first, first + values_ND.shape[0], device=self.device)
+                self.step.tables.write_rows(table.name, rows_N, values_ND)
+            carried.add(table.parameter)
+        return carried
 
     def _parameters_of(self, spaces: Collection[str]) -> set[str]:
         """Parts of parameters' names that tell the tables and schemes of some spaces."""

@@ -10,6 +10,7 @@ import torch
 
 from recsys import run as stages
 from recsys.checkpoint import CheckpointMismatch
+from recsys.dataset import BatchReader
 from recsys.embeddings.compression.dynamic import Dynamic
 from recsys.embeddings.serving import whole_tables
 from recsys.experiment import Experiment
@@ -195,3 +196,84 @@ def test_what_cannot_be_started_from_is_refused(first: tuple[Path, Path]) -> Non
     with pytest.raises(CheckpointMismatch, match=r"'item' was trained as 'dynamic'.*'cafe'"):
         other = experiment_of(path, folder, 8, warm=run_dir, item=cafe, name="other")
         stages.train(other, root=runs)
+
+
+def grown_experiment(
+    path: Path, folder: Path, *, warm: Path | None = None, still: bool = False, **more: Any
+) -> Experiment:
+    """Vocabularies that grow from the last version, and a number that keeps its moments."""
+    rate = 1e-30 if still else 0.05
+    return Experiment.model_validate(
+        {
+            "name": "growing",
+            "data": {
+                "path": str(path),
+                "store": str(folder / "growing_store"),
+                "columns": {"clicked": "int", "item": "string", "colour": "string"},
+                "split": {"by": "random", "test": 0.1, "valid": 0.1},
+            },
+            "features": {
+                "labels": [{"name": "clicked"}],
+                "grow_from": "latest",
+                "inputs": [
+                    {"name": "item", "kind": "categorical"},
+                    {"name": "colour", "kind": "categorical"},
+                    {"name": "past", "kind": "sequence", "of": "item", "source": "item"},
+                ],
+                **more,
+            },
+            "embeddings": {
+                "default": {"embedding_dim": 4},
+                "features": {"colour": {"scheme": "compositional"}},
+            },
+            "model": {"kind": "dnn", "mlp": {"hidden": [8]}},
+            "training": {
+                "batch_size": 60,
+                "log_every_steps": 5,
+                "max_steps": 1 if still else 20,
+                "early_stopping": None,
+                "sparse_optimizer": {"lr": rate},
+                "dense_optimizer": {"lr": rate},
+                "warm_start": None if warm is None else str(warm),
+            },
+        }
+    )
+
+
+def test_a_grown_vocabulary_keeps_its_rows_and_scores_old_rows_equally(tmp_path: Path) -> None:
+    """The second day has new items; its version grew from the first's."""
+    first_day = clicks(tmp_path / "first.parquet", 0, ["red", "green"], seed=0)
+    second_day = clicks(tmp_path / "second.parquet", 6, ["red", "green"], seed=1)
+    run_dir = stages.train(grown_experiment(first_day, tmp_path), root=tmp_path / "runs")
+    heard: list[str] = []
+    again = stages.train(
+        grown_experiment(second_day, tmp_path, warm=run_dir, still=True),
+        root=tmp_path / "runs",
+        progress=lambda stage, message, done=None, total=None: heard.append(message),
+    )
+    assert any("grown, known rows taken over: item" in line for line in heard)
+    before, after = load_trained(run_dir, "best"), load_trained(again, "last")
+    note = after.checkpoint.state["warm_start"]
+    assert (note["other_ids"], note["grown"], note["not_there"]) == ([], ["item"], [])
+    old_RD = whole_tables(before.embeddings)["item"]
+    new_RD = whole_tables(after.embeddings)["item"]
+    assert len(new_RD) > len(old_RD)
+    torch.testing.assert_close(new_RD[: len(old_RD)], old_RD, rtol=0, atol=0)
+    fresh_RD = new_RD[len(old_RD) :]
+    assert torch.unique(fresh_RD, dim=0).shape[0] == len(fresh_RD), "each has a row of its own"
+    raw = pl.scan_parquet(first_day)
+    known = before.version.fitted.vocabularies["item"]
+    old_rows = raw.filter(pl.col("item").is_in(known.implode()))
+    scores = []
+    for trained in (before, after):
+        folder = tmp_path / str(trained.version.number)
+        folder.mkdir()
+        fitted = trained.version.fitted
+        schema = old_rows.collect_schema()
+        encoded = old_rows.select(*fitted.encoders(schema), *fitted.target_encoders(schema))
+        encoded.collect().write_parquet(folder / "rows.parquet")
+        reader = BatchReader([folder / "rows.parquet"], trained.version.layout, batch_size=500)
+        with torch.no_grad():
+            scores.append(torch.cat([trained.model.ranker(b) for b in reader.epoch(0)]))
+    assert len(scores[0]) > 1_000
+    torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=0)
