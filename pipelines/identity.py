@@ -117,6 +117,9 @@ def fingerprint(
     partitions = [partition for table in data.tables for partition in _partitions(table)]
     if any(partitions):
         described["partitions"] = partitions
+    field_ids = [_field_ids(table) for table in data.tables]
+    if any(field_ids):
+        described["field_ids"] = field_ids
     return _digest(
         {
             "formats": [FORMAT, encoding.FORMAT],
@@ -137,6 +140,13 @@ def _partitions(table: TableConfig) -> list[dict[str, str | None]]:
         {name: source.partition[name] for name in names if name in source.partition}
         for source in table_files(table)
     ]
+
+
+def _field_ids(table: TableConfig) -> list[int]:
+    """Which columns of a table, whose files may have other names for them, are declared."""
+    names = [name if c.column is None else str(c.column) for name, c in table.columns.items()]
+    known = table_files(table)[0].field_ids
+    return [known[name] for name in names if name in known]
 
 
 def config_hash(data: DataConfig, feature_set: FeatureSet) -> str:

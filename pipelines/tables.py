@@ -1,7 +1,7 @@
 """A raw table as a user describes it: where its files are, in which format, with which columns."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -12,8 +12,9 @@ from feature_store.columns import ColumnType
 from feature_store.config import Config
 from pipelines.delta_table import DeltaFiles, delta_files, is_delta
 from pipelines.files import COMPRESSIONS, AnyFile, matches, partition_of, size_of
+from pipelines.iceberg_table import IcebergFiles, iceberg_files, is_iceberg
 
-Format = Literal["csv", "tsv", "jsonl", "parquet", "arrow", "delta"]
+Format = Literal["csv", "tsv", "jsonl", "parquet", "arrow", "delta", "iceberg"]
 
 _ENDINGS: dict[str, Format] = {
     ".csv": "csv",
@@ -58,9 +59,9 @@ class TableConfig(Config):
     files of a pattern or folder by name."""
     format: Format | None = None
     """By the ending of each file if absent; text and JSON lines may be compressed (`.csv.gz`). A
-    folder with a Delta log is a Delta table."""
+    folder with a Delta log is a Delta table, one with Iceberg's metadata an Iceberg table."""
     version: NonNegativeInt | None = None
-    """Of a Delta table; the latest if absent."""
+    """Of a Delta table, or the id of an Iceberg table's snapshot; the latest if absent."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
     """Between fields; a comma for csv and a tab for tsv if absent."""
     header: bool = True
@@ -106,6 +107,8 @@ class SourceFile:
     """What its folders, or its table's log, say of all of its rows, as text by name."""
     optional: frozenset[str] = frozenset()
     """Columns that a file may lack, because its table has them: they are missing there."""
+    field_ids: Mapping[str, int] = field(default_factory=dict)
+    """By column, the id that tells it in files that have ids, whatever its name is there."""
 
 
 def table_files(table: TableConfig) -> list[SourceFile]:
@@ -120,8 +123,10 @@ def table_files(table: TableConfig) -> list[SourceFile]:
     for entry in (table.path,) if isinstance(table.path, str) else table.path:
         if table.format == "delta" or (table.format is None and is_delta(entry)):
             found += _of_delta(delta_files(entry, table.version))
+        elif table.format == "iceberg" or (table.format is None and is_iceberg(entry)):
+            found += _of_iceberg(iceberg_files(entry, table.version))
         elif table.version is not None:
-            raise ValueError(f"version {table.version}: {entry} is no Delta table")
+            raise ValueError(f"version {table.version}: {entry} has no versions")
         else:
             found += [
                 SourceFile(file, format_of(table, file), partition_of(file))
@@ -160,5 +165,12 @@ def format_of(table: TableConfig, file: AnyFile) -> Format:
 def _of_delta(found: DeltaFiles) -> list[SourceFile]:
     return [
         SourceFile(file, "parquet", partition, found.columns)
+        for file, partition in found.files.items()
+    ]
+
+
+def _of_iceberg(found: IcebergFiles) -> list[SourceFile]:
+    return [
+        SourceFile(file, "parquet", partition, frozenset(found.columns), found.columns)
         for file, partition in found.files.items()
     ]

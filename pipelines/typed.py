@@ -21,6 +21,7 @@ from pipelines.tables import SourceFile, TableConfig
 
 UNREADABLE = "__unreadable"
 """Holds the name of the first column of a row whose value cannot be read as declared, or null."""
+_FIELD_ID = b"PARQUET:field_id"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Typed:
     source: SourceFile
     schema: Mapping[str, pl.DataType]
     """Of the columns to read, by their names in the file."""
+    places: Mapping[str, str]
+    """Declared columns that are in the file, with their names there."""
     num_rows: int
     fixed: Mapping[str, pl.Series]
     """Declared columns that are not in the file, with their one value."""
@@ -56,22 +59,20 @@ def typed(source: SourceFile, table: TableConfig, names: Sequence[str]) -> Typed
         raise UnreadableFile(
             f"{source.file} cannot be read as {_NAMES[source.format]}: {error}"
         ) from error
-    _require_columns(source, schema.names, table)
-    there = [_name_in_file(table, name) for name in names]
-    wanted = pa.schema(
-        [schema.field(name) for name in dict.fromkeys(there) if name in schema.names]
-    )
+    places = _places(source, schema, table)
+    in_file = dict.fromkeys(places[name] for name in names if name in places)
+    wanted = pa.schema([schema.field(place) for place in in_file])
     dtypes = dict(pl.DataFrame(wanted.empty_table()).schema)
     fixed = {}
-    for name, place in zip(names, there, strict=True):
-        if place not in dtypes:
+    for name in names:
+        if name not in places:
             fixed[name] = fixed_value(source, table, name)
             continue
         try:
-            from_column(place, dtypes[place], table.columns[name])
+            from_column(places[name], dtypes[places[name]], table.columns[name])
         except SchemaMismatch as error:
             raise SchemaMismatch(f"{source.file}: {error}") from error
-    return Typed(source, dtypes, num_rows, fixed)
+    return Typed(source, dtypes, places, num_rows, fixed)
 
 
 def scan(file: Typed, table: TableConfig, names: Sequence[str]) -> pl.LazyFrame:
@@ -90,7 +91,7 @@ def scan(file: Typed, table: TableConfig, names: Sequence[str]) -> pl.LazyFrame:
         if name in file.fixed:
             columns.append(pl.lit(file.fixed[name].first(), file.fixed[name].dtype).alias(name))
             continue
-        source = _name_in_file(table, name)
+        source = file.places[name]
         value, may_fail = from_column(source, file.schema[source], table.columns[name])
         columns.append(value.alias(name))
         if may_fail:
@@ -151,16 +152,27 @@ _FOOTERS: dict[str, Callable[[Any], tuple[pa.Schema, int]]] = {
 _NAMES = {"parquet": "Parquet", "arrow": "an Arrow file (with a footer, not a stream)"}
 
 
-def _require_columns(source: SourceFile, found: list[str], table: TableConfig) -> None:
+def _places(source: SourceFile, schema: pa.Schema, table: TableConfig) -> dict[str, str]:
+    """The declared columns that are in a file, with their names there."""
+    found = schema.names
     twice = sorted({name for name in found if found.count(name) > 1})
     if twice:
         raise SchemaMismatch(f"{source.file} has the column {twice[0]!r} twice; rename one")
+    by_id = {
+        int(field.metadata[_FIELD_ID]): field.name
+        for field in schema
+        if source.field_ids and field.metadata and _FIELD_ID in field.metadata
+    }
+    places: dict[str, str] = {}
     for name in table.columns:
         wanted = _name_in_file(table, name)
-        if wanted not in {*found, *source.partition, *source.optional}:
-            raise SchemaMismatch(
-                f"{source.file} has no column {wanted!r}; {nearest(wanted, found)}"
-            )
+        place = by_id.get(source.field_ids.get(wanted, -1)) if by_id else wanted
+        if place is not None and place in found:
+            places[name] = place
+        elif wanted not in {*source.partition, *source.optional}:
+            hint = nearest(wanted, found)
+            raise SchemaMismatch(f"{source.file} has no column {wanted!r}; {hint}")
+    return places
 
 
 def _name_in_file(table: TableConfig, name: str) -> str:
