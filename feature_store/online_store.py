@@ -19,10 +19,10 @@ from typing import Literal
 
 import polars as pl
 
+from feature_store.aggregates import Windows
 from feature_store.columns import ColumnType
 from feature_store.config import Config
 from feature_store.features import Label, TimeUnit
-from feature_store.windows import Windows
 
 FORMAT = 1
 """Raised with every change of what is kept of an entity or of how it is packed."""

@@ -9,176 +9,33 @@ Both frames name the key `KEY` (int64, 0 where there is none) and the time `TIME
 1970); `normalized` makes them, and the columns that aggregates read, of raw ones.
 """
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
-from pydantic import AfterValidator, Field, NonNegativeFloat, model_validator
 
+from feature_store.aggregates import (
+    Aggregate,
+    Counter,
+    Last,
+    Rate,
+    Recency,
+    Sum,
+    Windows,
+    seconds_of,
+)
 from feature_store.columns import SchemaMismatch, require_columns, time_number
-from feature_store.config import Config
 from feature_store.encoding import label_value, row_key
-from feature_store.features import MISSING_ID, NAME, Label, TimeUnit
+from feature_store.features import MISSING_ID, Label, TimeUnit
 
 KEY = "__key"
 TIME = "__time"
 
-_DURATION = re.compile(r"(\d+)(s|m|h|d|w)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 _PER_SECOND = 10**9
 _FIRST, _LAST = -(2**63), 2**63 - 1
 _LARGEST_FLOAT = float(2**63 - 1024)  # the last float64 that an int64 can hold
-_MAX_SECONDS = _LAST // _PER_SECOND
-
-
-def seconds_of(duration: str) -> int:
-    """The seconds of a duration such as `90s`, `15m`, `1h`, `30d` or `2w`.
-
-    Raises:
-        ValueError: It is none, or longer than 292 years.
-    """
-    found = _DURATION.fullmatch(duration)
-    if found is None:
-        raise ValueError(
-            f"expected a number and a unit (s, m, h, d or w), such as 1h or 30d; found {duration!r}"
-        )
-    seconds = int(found[1]) * _SECONDS[found[2]]
-    if seconds > _MAX_SECONDS:
-        raise ValueError(f"{duration} is longer than 292 years; leave it out for all time")
-    return seconds
-
-
-def _duration(duration: str) -> str:
-    seconds_of(duration)
-    return duration
-
-
-def _length(duration: str) -> str:
-    if not seconds_of(duration):
-        raise ValueError("a window needs a length; leave it out for all time")
-    return duration
-
-
-Duration = Annotated[str, AfterValidator(_duration)]
-"""A number and a unit: s, m(inutes), h, d or w; may be zero."""
-Window = Annotated[str, AfterValidator(_length)]
-"""A duration above zero."""
-
-
-class _Aggregate(Config):
-    name: str
-    """The raw column that is added to the rows."""
-    window: Window | None = None
-    """How far back events count, such as 1h or 30d; all time if absent."""
-
-
-class Counter(_Aggregate):
-    """How many events there were (int)."""
-
-    where: str | None = None
-    """Only those for which this label or column is 1 (or true)."""
-
-
-class Sum(_Aggregate):
-    """The sum of a number of the events (float); 0.0 without any."""
-
-    of: str
-    """Column of numbers; missing, NaN and infinite ones add nothing."""
-    decimals: Annotated[int, Field(ge=0, le=12)] = 6
-    """Digits after the point that are kept: sums are exact in them, in whatever order."""
-
-
-class Rate(_Aggregate):
-    """(hits + strength * prior) / (events + strength), as float; null where that is 0 / 0."""
-
-    of: str
-    """Label or column that is 1 (or true) for a hit; events without it do not count."""
-    prior: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """The rate of a key without events."""
-    strength: NonNegativeFloat = 0.0
-    """How many events the prior weighs as much as."""
-
-
-class Last(_Aggregate):
-    """The value of the latest event that has one; null without any.
-
-    Of several at one instant, the last in the source.
-    """
-
-    of: str
-    """Column of any type; null, NaN and the empty text are no values."""
-
-
-class Recency(_Aggregate):
-    """Seconds since the latest event (float); null without any."""
-
-    where: str | None = None
-    """Only events for which this label or column is 1 (or true)."""
-
-
-class Windows(Config):
-    """What is known of a key's earlier events: one raw column per aggregate, added to the rows."""
-
-    by: str
-    """Column of the events and of the rows with the key; null, NaN and the empty text are none."""
-    where: str | None = None
-    """Only events for which this label or column is 1 (or true) count at all."""
-    counters: tuple[Counter, ...] = ()
-    sums: tuple[Sum, ...] = ()
-    rates: tuple[Rate, ...] = ()
-    last: tuple[Last, ...] = ()
-    recency: tuple[Recency, ...] = ()
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> "Windows":
-        names = self.names
-        for name in names:
-            if not NAME.fullmatch(name):
-                raise ValueError(
-                    f"{name!r} cannot name a column: a name is a letter followed by letters,"
-                    " digits, '_' and '-'"
-                )
-            if names.count(name) > 1:
-                raise ValueError(f"two columns are named {name!r}; names must be unique")
-        return self
-
-    @property
-    def aggregates(self) -> tuple[_Aggregate, ...]:
-        """All of them, in the order of the columns that they give."""
-        return (*self.counters, *self.sums, *self.rates, *self.last, *self.recency)
-
-    @property
-    def names(self) -> list[str]:
-        """The columns that are added."""
-        return [aggregate.name for aggregate in self.aggregates]
-
-    @property
-    def longest_seconds(self) -> int | None:
-        """How far back any event counts; None for all time."""
-        lengths = [aggregate.window for aggregate in self.aggregates]
-        if None in lengths:
-            return None
-        return max((seconds_of(length) for length in lengths if length is not None), default=0)
-
-    def only(self, names: Sequence[str]) -> "Windows":
-        """The same with no other columns than these."""
-        return Windows(
-            by=self.by,
-            where=self.where,
-            counters=tuple(a for a in self.counters if a.name in names),
-            sums=tuple(a for a in self.sums if a.name in names),
-            rates=tuple(a for a in self.rates if a.name in names),
-            last=tuple(a for a in self.last if a.name in names),
-            recency=tuple(a for a in self.recency if a.name in names),
-        )
-
-    def reads(self) -> dict[str, str]:
-        """Columns or labels of the events that are read, besides key and time, and for what."""
-        flags = {name: f"where of the windows by {self.by!r}" for name in [self.where] if name}
-        return flags | {name: f"the column {a.name!r}" for a in self.aggregates for name in _of(a)}
 
 
 Data = TypeVar("Data", pl.LazyFrame, pl.DataFrame)
@@ -205,7 +62,7 @@ def normalized(events: Data, windows: Windows, time: pl.Expr, labels: Sequence[L
     require_columns(schema, {windows.by: "the key of the events", **needed})
     columns = {KEY: row_key(windows.by, schema[windows.by]), TIME: time}
     for aggregate in windows.aggregates:
-        for name in _flags(aggregate):
+        for name in aggregate.flags:
             columns[f"is {name}"] = flag(name, schema, sources)
         if isinstance(aggregate, Sum):
             columns[f"number {aggregate.of}"] = _number(aggregate, schema[aggregate.of])
@@ -315,7 +172,7 @@ class Past:
         return pl.Series(place).set(pl.Series(place < self.since(window)), None)
 
 
-def _column(aggregate: _Aggregate, past: Past, events: pl.DataFrame) -> pl.Series:
+def _column(aggregate: Aggregate, past: Past, events: pl.DataFrame) -> pl.Series:
     if isinstance(aggregate, Counter):
         return pl.Series(_count(aggregate, past, events))
     if isinstance(aggregate, Sum):
@@ -398,21 +255,6 @@ def _search(
         low = np.where(goes_up, middle + 1, low)
         high = np.where(is_open & ~goes_up, middle, high)
     return low
-
-
-def _of(aggregate: _Aggregate) -> Iterator[str]:
-    """Columns or labels that an aggregate reads."""
-    yield from _flags(aggregate)
-    if isinstance(aggregate, Sum | Last):
-        yield aggregate.of
-
-
-def _flags(aggregate: _Aggregate) -> Iterator[str]:
-    """Those of them that say yes or no."""
-    if isinstance(aggregate, Rate):
-        yield aggregate.of
-    if isinstance(aggregate, Counter | Recency) and aggregate.where is not None:
-        yield aggregate.where
 
 
 def flag(name: str, schema: Mapping[str, pl.DataType], labels: Mapping[str, Label]) -> pl.Expr:

@@ -19,7 +19,7 @@ from feature_store.publishing import SNAPSHOT_FOLDER
 from feature_store.selection import Selection, read_selection
 from feature_store.store import Metadata, Store, Version
 from feature_store.workspace import Workspace
-from pipelines import assembly, checks, events, identity, leakage, missing, rejection
+from pipelines import assembly, checks, event_tables, identity, leakage, missing, rejection
 from pipelines.damage import naming_files
 from pipelines.downsampling import require_no_other, thinned
 from pipelines.fit import learn, with_nullable
@@ -219,7 +219,7 @@ def _encode(
     parts = assembly.beside(source.parts, wide, folder)
     parts = [part.with_frame(with_derived(part.frame, feature_set)) for part in parts]
     parts = assembly.with_split(parts, data.split, feature_set, source.files, folder, mapper)
-    gathered = events.behind(data.events, feature_set)
+    gathered = event_tables.behind(data.events, feature_set)
     leakage.check_order(whole(parts), feature_set, gathered, data.split, data.leakage)
     on_progress("counting rows and labels", 0, None)
     surveys, total = assembly.survey(parts, feature_set, mapper)

@@ -16,10 +16,11 @@ from pydantic import Field, field_validator, model_validator
 from feature_store.columns import SchemaMismatch
 from feature_store.features import ROW_COLUMN, FeatureSet, TimeUnit, nearest, source_of
 from feature_store.kinds import kind_of
-from pipelines import events as event_tables
+from pipelines import event_tables, events
 from pipelines.checks import Checks
 from pipelines.downsampling import DownsamplingConfig
-from pipelines.events import EventsConfig, EventTable, Known, Tables
+from pipelines.event_tables import EventsConfig, EventTable
+from pipelines.events import Known, Tables
 from pipelines.files import AnyFile
 from pipelines.joins import joined
 from pipelines.leakage import LeakageConfig
@@ -245,7 +246,7 @@ def read(
         frame = frame.filter(~pl.col(ROW_COLUMN).is_in(rows.implode()))
         parts = [part.without(rows) for part in parts]
     rejections = sorted([*table.rejections, *late.values()], key=lambda r: (r.file, r.line))
-    gathered = event_tables.gather(
+    gathered = events.gather(
         frame,
         config.events,
         feature_set,

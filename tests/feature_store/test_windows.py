@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from feature_store import windows as module
+from feature_store.aggregates import Windows, seconds_of
 from feature_store.columns import SchemaMismatch
 from feature_store.encoding import row_key
 from feature_store.features import Label
 from feature_store.windows import (
     KEY,
     TIME,
-    Windows,
     nanoseconds,
     normalized,
-    seconds_of,
     window_columns,
 )
 
