@@ -8,14 +8,16 @@ lie.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 import polars as pl
 
 from feature_store.columns import SchemaMismatch
 from feature_store.features import ROW_COLUMN, nearest
-from pipelines.delimited import Delimited
+from pipelines.delimited import Delimited, Staged
 from pipelines.files import AnyFile
 from pipelines.json_lines import JsonLines
+from pipelines.mapping import Mapper, in_process
 from pipelines.parts import FileRows
 from pipelines.rejection import Rejection, content_of
 from pipelines.tables import SourceFile, TableConfig, table_files
@@ -107,6 +109,7 @@ class OpenTable:
         folder: Path,
         limit: int | None = None,
         on_progress: OnProgress = lambda *_: None,
+        mapper: Mapper = in_process,
     ) -> Table:
         """Stage what is text, and find the rows that cannot be read.
 
@@ -114,6 +117,7 @@ class OpenTable:
             folder: For staged files; must stay as long as the frames are used.
             limit: Read about so many of the first rows only.
             on_progress: Told of rows of text that were read.
+            mapper: Works off the files of text, if there is no limit.
 
         Raises:
             SchemaMismatch: No line of JSON has a field.
@@ -126,7 +130,9 @@ class OpenTable:
         fields: set[str] = set()
         missing = {name for one in opened if isinstance(one, JsonLines) for name in names}
         num_rows = 0
-        for number, one in enumerate(opened):
+        texts = [one for one in opened if not isinstance(one, Typed)]
+        every = mapper(_staged, [_Staging(one, names, folder) for one in texts])
+        for one in opened:
             left = None if limit is None else limit - num_rows
             if left is not None and left <= 0:
                 break
@@ -135,8 +141,9 @@ class OpenTable:
                 missing -= set(names)
             else:
                 on_progress(f"reading {one.file.name}", num_rows, None)
-                target = folder / f"{number:06d}.parquet"
-                staged = one.stage([n for n in names if n not in one.fixed], target, left)
+                target, staged = (
+                    next(every) if left is None else _staged(_Staging(one, names, folder, left))
+                )
                 frame = _with_fixed(pl.scan_parquet(target, glob=False), one, table, names)
                 rows = FileRows(one.file.name, frame, staged.num_lines, staged=True)
                 rejected = staged.rejected
@@ -151,6 +158,26 @@ class OpenTable:
         reached = opened[: len(read)]
         places = Places([o.file for o in reached], first_rows, [o.first_line for o in reached])
         return Table(read, num_rows, rejections, places)
+
+
+@dataclass(frozen=True)
+class _Staging:
+    """A job: a file of text."""
+
+    one: Delimited | JsonLines
+    names: list[str]
+    folder: Path
+    limit: int | None = None
+
+    def __str__(self) -> str:
+        return str(self.one.file)
+
+
+def _staged(job: _Staging) -> tuple[Path, Staged]:
+    # A name of its own: a process that is taken for dead may still be writing.
+    target = job.folder / f"{uuid4().hex}.parquet"
+    names = [name for name in job.names if name not in job.one.fixed]
+    return target, job.one.stage(names, target, job.limit)
 
 
 def _opened(source: SourceFile, table: TableConfig, names: list[str]) -> Opened:

@@ -24,6 +24,7 @@ from pipelines.events import Known, Tables
 from pipelines.files import AnyFile
 from pipelines.joins import joined
 from pipelines.leakage import LeakageConfig
+from pipelines.mapping import Mapper, in_process
 from pipelines.parts import Part, parts_of
 from pipelines.reading import OnProgress, open_table
 from pipelines.rejection import Rejection, require_few
@@ -33,6 +34,7 @@ from pipelines.usable import unusable
 from pipelines.validity import Validity, joined_as_of
 
 __all__ = ["ColumnConfig", "DataConfig", "JoinConfig", "OnProgress", "Source", "preview", "read"]
+
 
 class JoinConfig(TableConfig):
     """A side table with one row per key, such as the items; rows without a partner get nulls."""
@@ -129,7 +131,6 @@ class DataConfig(TableConfig):
                 raise ValueError(f"entities: the key {key!r} is named more than once")
         return self
 
-
     @property
     def tables(self) -> tuple[TableConfig, ...]:
         """The rows, the side tables and the events that have files."""
@@ -183,6 +184,7 @@ def read(
     *,
     limit: int | None = None,
     on_progress: OnProgress = lambda *_: None,
+    mapper: Mapper = in_process,
 ) -> Source:
     """The usable rows of the configured files, with the columns that the features need.
 
@@ -192,6 +194,7 @@ def read(
         folder: For staged files; must stay as long as the frame is used.
         limit: Read about so many of the first rows only.
         on_progress: Told of rows of text that were read.
+        mapper: Works off the files of text.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -210,7 +213,7 @@ def read(
         for join in config.joins
     ]
     opened = [open_table(join, names) for join, names in zip(config.joins, theirs, strict=True)]
-    table = main.read(folder, limit, on_progress)
+    table = main.read(folder, limit, on_progress, mapper)
     if table.num_rows == 0:
         raise ValueError(f"{config.path}: there are no rows, only a header")
     frame = table.frame
