@@ -31,6 +31,7 @@ from pipelines.parts import whole
 from pipelines.snapshot import write_snapshot
 from pipelines.sources import DataConfig, OnProgress, Source, read
 from pipelines.split import SplitFiles
+from pipelines.tables import listed_once
 
 RAW_SAMPLE_ROWS = 256
 """Raw rows kept with a version, for whoever checks what serves it."""
@@ -53,6 +54,7 @@ class BuildResult:
     """What data.checks warns of."""
 
 
+@listed_once()
 def build(
     name: str,
     data: DataConfig,

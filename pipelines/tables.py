@@ -1,6 +1,8 @@
 """A raw table as a user describes it: where its files are, in which format, with which columns."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
@@ -111,6 +113,23 @@ class SourceFile:
     """By column, the id that tells it in files that have ids, whatever its name is there."""
 
 
+_listed: ContextVar[dict[str, list[SourceFile]] | None] = ContextVar("listed", default=None)
+
+
+@contextmanager
+def listed_once() -> Iterator[None]:
+    """Within it a table's files are looked up once.
+
+    So a build reads the files that it identified, whatever is added to a folder or to a Delta table
+    meanwhile.
+    """
+    token = _listed.set({})
+    try:
+        yield
+    finally:
+        _listed.reset(token)
+
+
 def table_files(table: TableConfig) -> list[SourceFile]:
     """The files of a table, in the order in which they are read.
 
@@ -119,6 +138,16 @@ def table_files(table: TableConfig) -> list[SourceFile]:
         ValueError: A file is empty, its ending says nothing, or `version` is given for what has no
             versions.
     """
+    listed = _listed.get()
+    key = repr((table.path, table.format, table.version))
+    if listed is None:
+        return _table_files(table)
+    if key not in listed:
+        listed[key] = _table_files(table)
+    return listed[key]
+
+
+def _table_files(table: TableConfig) -> list[SourceFile]:
     found: list[SourceFile] = []
     for entry in (table.path,) if isinstance(table.path, str) else table.path:
         if table.format == "delta" or (table.format is None and is_delta(entry)):

@@ -99,6 +99,39 @@ def test_a_file_that_changes_while_it_is_read(
     require_intact(store)
 
 
+@pytest.mark.parametrize("ending", [".parquet", ".csv"])
+def test_a_file_that_comes_after_the_others_were_identified_is_not_read(
+    tmp_path: Path, ending: str
+) -> None:
+    data, store, added = prepared(tmp_path, ending)
+    late = added.with_name(f"0{ending}")
+
+    def progress(stage: str, *_: Any) -> None:
+        if stage.startswith("identifying") and not late.exists():
+            write(rows(100), late)
+
+    built = build(FEATURE_TABLE, data, FEATURES, store, progress).version
+    assert sum(built.rows.values()) == 5500
+    assert [Path(source["path"]).name[0] for source in built.metadata["sources"]] == ["1", "2"]
+    assert sum(build(FEATURE_TABLE, data, FEATURES, store).version.rows.values()) == 5600
+
+
+def test_a_delta_table_that_grows_is_read_at_the_version_that_was_identified(
+    tmp_path: Path,
+) -> None:
+    table = tmp_path / "log"
+    rows(500).write_delta(str(table))
+    data = DataConfig(path=str(table), columns=COLUMNS)
+
+    def progress(stage: str, *_: Any) -> None:
+        if stage.startswith("identifying") and len(list(table.glob("*.parquet"))) == 1:
+            rows(100).write_delta(str(table), mode="append")
+
+    store = Store(tmp_path / "store")
+    assert sum(build(FEATURE_TABLE, data, FEATURES, store, progress).version.rows.values()) == 500
+    assert sum(build(FEATURE_TABLE, data, FEATURES, store).version.rows.values()) == 600
+
+
 @pytest.mark.parametrize("ending", [".parquet", ".arrow"])
 def test_a_file_that_is_damaged_within(tmp_path: Path, ending: str) -> None:
     data, store, added = prepared(tmp_path, ending)
