@@ -213,16 +213,23 @@ def train(
 
 
 @app.command()
-def evaluate(run: Run, which: Which = "best") -> None:
+def evaluate(
+    run: Run,
+    which: Which = "best",
+    on: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="VERSION", help="Measure on another version of the features."),
+    ] = None,
+) -> None:
     """Measure a run's model beside the baselines and write its report."""
     versions.import_quietly()
     from recsys import run as stages
     from recsys import rundir
 
     with console.Reporter() as progress:
-        report = stages.evaluate(run, which=which, progress=progress)
+        report = stages.evaluate(run, which=which, on=on, progress=progress)
     summary.show_metrics(report.document())
-    folder = rundir.find_run(run)
+    folder = rundir.report_folder(rundir.find_run(run), on)
     console.show(f"Report  {folder / 'report.html'}")
     console.show(f"Next    recsys export {run}")
 

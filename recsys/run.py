@@ -53,6 +53,7 @@ from recsys.rundir import (
     REPORT_FILE,
     find_run,
     prepare_run,
+    report_folder,
 )
 from recsys.stages import is_begun, train_stages
 from recsys.trained import (
@@ -60,6 +61,7 @@ from recsys.trained import (
     load_trained,
     made_of,
     num_dense_parameters,
+    reading,
     table_sizes,
     text_format,
 )
@@ -238,16 +240,29 @@ def check(experiment: Experiment, progress: OnProgress = silent) -> CheckResult:
     )
 
 
-def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silent) -> Report:
+def evaluate(
+    run_dir: Path,
+    *,
+    which: str = "best",
+    on: int | None = None,
+    progress: OnProgress = silent,
+) -> Report:
     """Measure a run's model on its splits, beside the baselines; write the report.
 
     Args:
         run_dir: the run's folder.
         which: "best" or "last" checkpoint.
+        on: number of another version of its features, whose splits are read instead; the report
+            then has a folder of its own (`rundir.report_folder`), and no explanation.
         progress: told of every split.
+
+    Raises:
+        IncompatibleVersion: features mean something else in that version; names them.
     """
     run_dir = find_run(run_dir)
     trained = load_trained(run_dir, which)
+    if on is not None:
+        trained = reading(trained, on)
     config, version = trained.experiment.evaluation, trained.version
     progress("evaluate", "counting the training rows for the baselines", None, None)
     counted = (batch for s in config.baseline_splits for batch in batches(trained, s))
@@ -268,7 +283,7 @@ def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silen
         splits[split] = result
     main = main_split(splits)
     explanation = None
-    if config.explain is not None and version.rows[main]:
+    if config.explain is not None and trained.other is None and version.rows[main]:
         explanation = report_explanation(trained, main, config.explain, progress)
     report = Report(
         name=trained.experiment.name,
@@ -277,7 +292,7 @@ def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silen
         versions=library_versions(),
         training=read_metrics(run_dir),
         tables=table_sizes(trained),
-        data=_data_summary(version),
+        data=_data_summary(trained.read_from),
         model={
             "kind": trained.experiment.model.kind,
             "checkpoint": trained.checkpoint.folder.name,
@@ -288,7 +303,7 @@ def evaluate(run_dir: Path, *, which: str = "best", progress: OnProgress = silen
         explanation=explanation,
         selected=selected_fields(run_dir / SELECTION_FILE),
     )
-    write_report(report, run_dir)
+    write_report(report, report_folder(run_dir, on))
     progress("evaluate", "report written", len(config.splits), len(config.splits))
     return report
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from feature_store.document import read_json
 from feature_store.store import Version
 from recsys.checkpoint import Checkpoints, write_atomically
 from recsys.experiment import Experiment
@@ -83,6 +84,20 @@ def find_run(path: Path) -> Path:
         f"{path} is no run: expected {EXPERIMENT_FILE} in it or in {path / LATEST}. Runs are"
         " folders runs/<name>/<id>; train one first (recsys run FILE)"
     )
+
+
+def report_folder(run_dir: Path, on: int | None = None) -> Path:
+    """Where a run's report goes; made if needed.
+
+    Args:
+        run_dir: the run's folder.
+        on: number of the version that was measured on, where it is not the run's own.
+    """
+    if on is None or on == read_json(run_dir / RUN_FILE)["version_number"]:
+        return run_dir
+    folder = run_dir / f"on-version-{on}"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def stage_folder(run_dir: Path, stages: Sequence[str], stage: str) -> Path:

@@ -1,12 +1,15 @@
 """A run's trained model, whole and on CPU, with what can be told of its size."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from feature_store.compatibility import compare
 from feature_store.document import read_json
+from feature_store.features import UNSEEN_ID, Layout
 from feature_store.store import Store, Version
 from pipelines.sources import DataConfig
 from recsys import experiment as experiments
@@ -41,6 +44,13 @@ class Trained:
     version: Version
     checkpoint: Checkpoint
     model: TrainModule
+    other: Version | None = None
+    """A version that its rows are read from instead of the one it was trained on."""
+
+    @property
+    def read_from(self) -> Version:
+        """The version whose rows `batches` gives."""
+        return self.other or self.version
 
     @property
     def embeddings(self) -> Embeddings:
@@ -94,6 +104,24 @@ def load_trained(run_dir: Path, which: str = "best", stage: str | None = None) -
     return Trained(experiment, version, checkpoint, model.eval())
 
 
+def reading(trained: Trained, number: int) -> Trained:
+    """The same model, to read the rows of another version of its features.
+
+    Values that are in a grown vocabulary but were not when it was trained are unseen to it.
+
+    Raises:
+        VersionNotFound: There is no such version.
+        IncompatibleVersion: Names every feature that means something else there, and what changed.
+    """
+    own = trained.version
+    if number == own.number:
+        return trained
+    other = Store(trained.experiment.data.store).open(own.name, number)
+    verdict = compare(own.fitted, other.fitted)
+    verdict.require(f"a model of {own.name}@{own.number}", f"{own.name}@{number}")
+    return replace(trained, other=other)
+
+
 def batches(trained: Trained, split: str) -> Iterator[Batch]:
     """All rows of a split, in the order of the source.
 
@@ -101,16 +129,34 @@ def batches(trained: Trained, split: str) -> Iterator[Batch]:
     too, so that rates and metrics of that split are those of all its rows.
     """
     reader = BatchReader(
-        trained.version.files(split),
+        trained.read_from.files(split),
         trained.version.layout,
         batch_size=trained.experiment.training.batch_size,
     )
     correction = trained.model.ranker.correction
     for batch in reader.epoch(0):
+        if trained.other is not None:
+            batch.ids = _known(batch.ids, trained.version.layout)
         if correction is not None and split == "train":
             negative_B = batch.labels_BT[:, correction.task] == 0
             batch.weights_B = batch.weights_B / torch.where(negative_B, correction.rate, 1.0)
         yield batch
+
+
+def _known(ids: KeyedJaggedTensor, layout: Layout) -> KeyedJaggedTensor:
+    """Ids that a vocabulary had not yet are unseen."""
+    parts = []
+    for name, ids_V in zip(ids.keys(), ids.values().split(ids.length_per_key()), strict=True):
+        cardinality = layout.id_field(name).cardinality
+        parts.append(
+            ids_V if cardinality is None else torch.where(ids_V < cardinality, ids_V, UNSEEN_ID)
+        )
+    return KeyedJaggedTensor(
+        keys=ids.keys(),
+        values=torch.cat(parts),
+        lengths=ids.lengths(),
+        weights=ids.weights_or_none(),
+    )
 
 
 def text_format(data: DataConfig) -> TextFormat:

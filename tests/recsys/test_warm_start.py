@@ -8,14 +8,15 @@ import polars as pl
 import pytest
 import torch
 
+from feature_store.compatibility import IncompatibleVersion
 from recsys import run as stages
 from recsys.checkpoint import CheckpointMismatch
 from recsys.dataset import BatchReader
 from recsys.embeddings.compression.dynamic import Dynamic
 from recsys.embeddings.serving import whole_tables
 from recsys.experiment import Experiment
-from recsys.rundir import RunNotFound, prepare_run
-from recsys.trained import Trained, load_trained
+from recsys.rundir import RunNotFound, prepare_run, report_folder
+from recsys.trained import Trained, batches, load_trained, reading
 from recsys.training.log import read_metrics
 from recsys.warm_start import told, warm_start
 
@@ -277,3 +278,29 @@ def test_a_grown_vocabulary_keeps_its_rows_and_scores_old_rows_equally(tmp_path:
             scores.append(torch.cat([trained.model.ranker(b) for b in reader.epoch(0)]))
     assert len(scores[0]) > 1_000
     torch.testing.assert_close(scores[1], scores[0], rtol=0, atol=0)
+
+
+def test_a_model_is_measured_on_a_version_that_has_grown_and_on_no_other(tmp_path: Path) -> None:
+    days = [clicks(tmp_path / f"{n}.parquet", 6 * n, ["red", "green"], seed=n) for n in range(2)]
+    run_dir = stages.train(grown_experiment(days[0], tmp_path, still=True), root=tmp_path / "runs")
+    grown = stages.build_features(grown_experiment(days[1], tmp_path)).version
+    alone = stages.build_features(grown_experiment(days[1], tmp_path, grow_from=None)).version
+    trained = load_trained(run_dir)
+    other = reading(trained, grown.number)
+    (place,) = [n for n, field in enumerate(other.version.layout.ids) if field.name == "item"]
+    seen = torch.cat([batch.ids.to_dict()["item"].values() for batch in batches(other, "train")])
+    expected = other.version.fitted.encode(pl.scan_parquet(days[1])).collect()["item"]
+    size = len(trained.version.fitted.vocabularies["item"]) + 2
+    assert grown.layout.ids[place].cardinality > size
+    stored = grown.scan("train").collect()["item"].to_torch()
+    assert (stored >= size).any()
+    assert seen.tolist() == torch.where(stored < size, stored, 1).tolist()
+    assert set(seen.tolist()) <= set(expected.to_list()), "as its own features encode these rows"
+    report = stages.evaluate(run_dir, on=grown.number)
+    assert report.data.version == grown.number
+    folder = report_folder(run_dir, grown.number)
+    assert folder.name == f"on-version-{grown.number}"
+    assert (folder / "report.json").exists()
+    assert not (run_dir / "report.json").exists()
+    with pytest.raises(IncompatibleVersion, match=r"growing@0 cannot read growing@2: 'item' has m"):
+        stages.evaluate(run_dir, on=alone.number)
