@@ -3,6 +3,7 @@
 Used where a build reads its sources and where a bundle scores files, so that both read alike.
 """
 
+from datetime import date
 from typing import Annotated
 
 import polars as pl
@@ -21,6 +22,8 @@ from feature_store.config import Config
 _TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
 _LARGEST_EXACT_INTEGER = 2.0**53
 _ISO = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M")
+_FIRST, _LAST = date(1, 1, 1), date(9999, 12, 31)
+"""Years beyond have no ISO text of four digits, and no date in Python."""
 
 
 class TextForm(Config):
@@ -114,8 +117,10 @@ def _scalar(text: pl.Expr, kind: str, layout: str | None) -> pl.Expr:
         lower = stripped.str.to_lowercase()
         return pl.when(lower.is_in(_TRUE)).then(True).when(lower.is_in(_FALSE)).then(False)
     if kind == "date":
-        return stripped.str.to_date(layout or "%Y-%m-%d", strict=False)
-    return _datetime(stripped, layout)
+        day = stripped.str.to_date(layout or "%Y-%m-%d", strict=False)
+        return pl.when(day.is_between(_FIRST, _LAST)).then(day)
+    moment = _datetime(stripped, layout)
+    return pl.when((moment >= _FIRST) & (moment.cast(pl.Date) <= _LAST)).then(moment)
 
 
 def _integral(value: pl.Expr) -> pl.Expr:
@@ -132,12 +137,13 @@ def _datetime(text: pl.Expr, layout: str | None) -> pl.Expr:
     if layout is not None:
         return text.str.to_datetime(layout, time_unit="us", strict=False)
     plain = text.str.replace("T", " ", literal=True)
-    zoned = plain.str.replace("Z$", "+00:00").str.to_datetime(
-        "%Y-%m-%d %H:%M:%S%.f%:z", time_unit="us", strict=False
-    )
+    zoned = plain.str.replace("Z$", "+00:00")
     return pl.coalesce(
         *(plain.str.to_datetime(iso, time_unit="us", strict=False) for iso in _ISO),
-        _without_zone(zoned),
+        *(
+            _without_zone(zoned.str.to_datetime(f"{iso}%:z", time_unit="us", strict=False))
+            for iso in _ISO
+        ),
         plain.str.to_date("%Y-%m-%d", strict=False).cast(wanted),
     )
 

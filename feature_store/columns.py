@@ -125,7 +125,8 @@ def canonical_text(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
     """
     if isinstance(dtype, pl.String):
         return value
-    if dtype.is_decimal():
+    if dtype.is_decimal() or (dtype.is_float() and dtype != pl.Float64()):
+        # As a build reads it: the shortest text of a float32 is that of another float64.
         return canonical_text(value.cast(pl.Float64), pl.Float64())
     if dtype.is_float():
         integral = (value == value.floor()) & (value.abs() < _LARGEST_INTEGRAL_FLOAT)
