@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from support.raw import COLUMNS, FEATURES
 
+from feature_store.features import SPLITS
 from feature_store.store import Store
 from pipelines.build import build
 from pipelines.delimited import UnreadableFile
@@ -53,8 +54,10 @@ def prepared(folder: Path, ending: str) -> tuple[DataConfig, Store, Path]:
 
 def require_intact(store: Store) -> None:
     [version] = store.history(FEATURE_TABLE)
-    assert sum(len(version.scan(split).collect()) for split in ("train", "valid", "test")) == 500
-    assert list((store.path / FEATURE_TABLE / ".building").iterdir()) == []
+    assert sum(len(version.scan(split).collect()) for split in SPLITS) == 500
+    written = set((version.path / "table").rglob("*.parquet"))
+    assert written == {file for split in SPLITS for file in version.files(split)}
+    assert [folder.name for folder in (version.path / "builds").iterdir()] == [version.build]
 
 
 def overwrite(file: Path) -> None:
