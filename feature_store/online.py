@@ -363,7 +363,12 @@ class _Known:
                 element, _ = time_number(history.times, element_type(lists.schema[history.times]))
             limits = given.select(limit).to_series()
             lists = _before(limits, lists, element, history.times)
-        return {name: lists.get_column(name) for name in history.columns}
+        # A build gives a list to every row, an empty one where there is no past.
+        empty = [
+            pl.col(name).fill_null(pl.lit([], dtype=lists.schema[name])) for name in history.columns
+        ]
+        filled = lists.select(empty)
+        return {name: filled.get_column(name) for name in history.columns}
 
     def _windows(
         self, stored: StoredWindows, missing: Sequence[str], given: pl.DataFrame

@@ -57,6 +57,28 @@ FEATURES = FeatureSet(
     labels=(Label(name="clicked"),),
     timestamp="time",
 )
+WITH_EVENTS = FEATURES.model_copy(
+    update={
+        "inputs": (
+            *FEATURES.inputs,
+            Sequence(
+                name="bought", of="item", max_length=4, gaps=True, weights="amount",
+                history=History(by="user_id", where="clicked"),
+            ),
+            Sequence(
+                name="viewed", of="item", max_length=3, gaps=8,
+                history=History(by="user_id", events="views"),
+            ),
+            Numeric(name="clicks_1h", side="user"),
+            Numeric(name="seen", side="user"),
+            Numeric(name="since_click", side="user", indicator=True),
+            Numeric(name="rate_6h", side="item"),
+            Categorical(name="last_place", side="item"),
+        )
+    }
+)  # fmt: skip
+"""With windows over the rows by user and over views by item, and with weights and gaps."""
+
 NUM_USERS, NUM_ITEMS = 25, 40
 GENRES = ("drama", "Žánr", "war")
 START = 1_600_000_000
@@ -72,9 +94,43 @@ def log(num_rows: int = 400, seed: int = 0) -> pl.DataFrame:
             "country": random.choice(["de", "fr", None], num_rows).tolist(),
             "device": random.choice(["phone", "tv", "pad"], num_rows).tolist(),
             "time": np.sort(random.integers(0, 40 * 3600, num_rows)) // 600 * 600 + START,
+            "amount": random.integers(0, 9, num_rows) / 4,
             "clicked": random.integers(0, 2, num_rows),
         }
     )
+
+
+def views(num_rows: int = 300, seed: int = 0) -> pl.DataFrame:
+    """Views of items by users, of whom one has no row in the log, in no order of time."""
+    random = np.random.default_rng(seed)
+    return pl.DataFrame(
+        {
+            "user_id": [f"ü{i}" for i in random.integers(0, NUM_USERS + 1, num_rows)],
+            "item_id": random.integers(0, NUM_ITEMS, num_rows),
+            "place": random.choice(["top", "side", ""], num_rows).tolist(),
+            "opened": random.integers(0, 2, num_rows),
+            "at": random.integers(0, 40 * 3600, num_rows) + START,
+        }
+    )
+
+
+EVENTS = (
+    {
+        "name": "clicks", "rows": True, "by": "user_id",
+        "counters": [{"name": "clicks_1h", "window": "1h", "where": "clicked"}, {"name": "seen"}],
+        "recency": [{"name": "since_click", "where": "clicked", "window": "1d"}],
+    },
+    {
+        "name": "views", "path": "views.parquet", "by": "user_id", "time": "at",
+        "columns": {"user_id": "string", "item_id": "int", "at": "int"},
+    },
+    {
+        "name": "openings", "path": "views.parquet", "by": "item_id", "time": "at",
+        "columns": {"item_id": "int", "at": "int", "place": "string", "opened": "int"},
+        "rates": [{"name": "rate_6h", "window": "6h", "of": "opened", "prior": 0.1, "strength": 5}],
+        "last": [{"name": "last_place", "of": "place", "window": "2d"}],
+    },
+)  # fmt: skip
 
 
 def items(seed: int = 0) -> pl.DataFrame:
@@ -106,7 +162,7 @@ def config(folder: Path, rows: pl.DataFrame, **changes: Any) -> DataConfig:
         "path": str(folder / "log.parquet"),
         "columns": {
             "user_id": "string", "item_id": "int", "country": "string", "device": "string",
-            "time": "int", "clicked": "int",
+            "time": "int", "amount": "float", "clicked": "int",
         },
         "joins": [
             {
@@ -127,10 +183,22 @@ def config(folder: Path, rows: pl.DataFrame, **changes: Any) -> DataConfig:
     return DataConfig.model_validate(values)
 
 
-def built(folder: Path, rows: pl.DataFrame, **changes: Any) -> Version:
+def built(
+    folder: Path, rows: pl.DataFrame, features: FeatureSet = FEATURES, **changes: Any
+) -> Version:
     """A version of the feature table `clicks` in the folder's store."""
     data = config(folder, rows, **changes)
-    return build("clicks", data, FEATURES, Store(folder / "store")).version
+    return build("clicks", data, features, Store(folder / "store")).version
+
+
+def events_in(folder: Path) -> list[dict[str, Any]]:
+    """`EVENTS`, with their files in a folder."""
+    folder.mkdir(exist_ok=True)
+    views().write_parquet(folder / "views.parquet")
+    return [
+        {**config, "path": str(folder / config["path"])} if "path" in config else config
+        for config in EVENTS
+    ]
 
 
 ENTITIES = ("user_id", "item_id")
