@@ -184,7 +184,13 @@ def _vocabularies(
     texts = {name: counts.texts for name, counts in wanted.items()}
     partials = list(mapper(GatherTexts(texts, folder), train))
     chosen = [
-        Chosen(name, [one[name] for one in partials], counts.min_count, counts.max_size)
+        Chosen(
+            name,
+            [one[name] for one in partials],
+            counts.min_count,
+            counts.max_size,
+            counts.max_distinct,
+        )
         for name, counts in wanted.items()
     ]
     merged = mapper(MergeTexts(folder), chosen)

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 import polars_hash  # noqa: F401 - registers the `nchash` namespace of expressions
 
+from feature_store.declaration import MAX_DISTINCT
 from pipelines.parts import Part
 from pipelines.ranked import Run
 
@@ -138,6 +139,8 @@ class Chosen:
     partials: Sequence[Path]
     min_count: int
     max_size: int | None
+    max_distinct: int = MAX_DISTINCT
+    """More texts are an error."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,19 @@ class MergeTexts:
         """Put the partials together; gives an Arrow file.
 
         Raises:
-            ValueError: They do not fit into memory.
+            ValueError: They do not fit into memory, or are more than allowed.
         """
         _require_memory(job)
         every = pl.concat([pl.read_ipc(path) for path in job.partials])
         counts = every
         if len(job.partials) > 1:
             counts = _added_up(every.get_column(_TEXT), every.lazy().select(_HASH, _ROWS))
+        if counts.height > job.max_distinct:
+            raise ValueError(
+                f"feature {job.name!r}: the training split has {counts.height:,} distinct values,"
+                f" more than max_distinct ({job.max_distinct:,}); set encoding: hash, which counts"
+                " none, or raise max_distinct where memory allows"
+            )
         kept = counts.filter(pl.col(_ROWS) >= job.min_count)
         kept = kept.sort(_ROWS, _TEXT, descending=[True, False])
         if job.max_size is not None:

@@ -1,4 +1,7 @@
-"""What makes a row unusable: its label, weight or time. Features never do: they have defaults."""
+"""What makes a row unusable: its label, weight or time, and lists that do not fit each other.
+
+Values of features never do: they have defaults.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -7,6 +10,7 @@ import polars as pl
 from feature_store.columns import SchemaMismatch, require_columns
 from feature_store.encoding import label_value
 from feature_store.features import ROW_COLUMN, FeatureSet, Label, source_of
+from feature_store.kinds import faults_of
 from pipelines.rejection import Rejection, content_of
 
 Place = Callable[[int], tuple[str, int]]
@@ -56,7 +60,8 @@ def _checks(
         name = feature_set.timestamp
         is_bad = ~_is_number(name, schema[name])
         checks.append(("timestamp", "a time", name, is_bad))
-    return checks
+    faults = faults_of(feature_set, schema)
+    return checks + [(fault.what, fault.expected, fault.column, fault.is_bad) for fault in faults]
 
 
 def _label(label: Label, dtype: pl.DataType) -> tuple[str, str, str, pl.Expr]:

@@ -27,6 +27,7 @@ __all__ = [
     "Schema",
     "columns_of",
     "declared_fields",
+    "faults_of",
     "kind_of",
     "sources_of",
 ]
@@ -59,6 +60,19 @@ def sources_of(features: FeatureSet) -> dict[str, str]:
         for column in kind_of(feature).sources(feature, features):
             needed.setdefault(column, f"feature {feature.name!r}")
     return needed
+
+
+def faults_of(features: FeatureSet, schema: Schema) -> list[Fault]:
+    """What makes raw rows of these columns unusable.
+
+    Raises:
+        SchemaMismatch: A raw column is of a type that a feature cannot read.
+    """
+    return [
+        fault
+        for feature in features.inputs
+        for fault in kind_of(feature).faults(feature, features, schema)
+    ]
 
 
 def declared_fields(feature: Feature, features: FeatureSet) -> tuple[IdField, ...]:

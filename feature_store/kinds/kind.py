@@ -139,7 +139,7 @@ class Kind(ABC, Generic[F]):
     def faults(self, feature: F, features: FeatureSet, schema: Schema) -> list["Fault"]:
         """What makes a raw row unusable: builds reject it, servers the request.
 
-        Also called on the log's rows before histories are gathered, which lack their columns.
+        Only of columns that are in the schema: the rows of a log lack those that a build adds.
         """
         return []
 
@@ -177,3 +177,14 @@ def vocabulary_size(name: str, learned: Learned) -> int | None:
 def id_text(ids: pl.Expr) -> pl.Expr:
     """Ids as text; null where missing."""
     return pl.when(ids != MISSING_ID).then(ids.cast(pl.String))
+
+
+def as_list(column: str, schema: Schema) -> pl.Expr:
+    """A raw column of lists, those of one length too, as lists."""
+    lists = pl.col(column)
+    return lists.arr.to_list() if isinstance(schema[column], pl.Array) else lists
+
+
+def list_length(column: str, schema: Schema) -> pl.Expr:
+    """How many elements a raw column's lists have; null for no list."""
+    return as_list(column, schema).list.len()

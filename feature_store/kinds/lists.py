@@ -16,7 +16,16 @@ from feature_store.features import (
     TimeUnit,
     source_of,
 )
-from feature_store.kinds.kind import Counts, Fault, Kind, Learned, Schema, vocabulary_size
+from feature_store.kinds.kind import (
+    Counts,
+    Fault,
+    Kind,
+    Learned,
+    Schema,
+    as_list,
+    list_length,
+    vocabulary_size,
+)
 
 DEFAULT_GAPS = 32
 """Buckets of gaps: the last is of 2^31 - 1 seconds (68 years) and more."""
@@ -127,13 +136,13 @@ class SequenceKind(Kind[Sequence]):
     def faults(self, feature: Sequence, features: FeatureSet, schema: Schema) -> list[Fault]:
         """Weights or times of another number than the values, or that are no weights."""
         if source_of(feature) not in schema:  # the log, before histories are gathered
-            if feature.weights is None:
+            if feature.weights is None or feature.weights not in schema:
                 return []
             return [_weight_fault(feature, feature.weights, schema)]
-        faults = (
-            [] if feature.weights is None else _weight_faults(feature, weights_of(feature), schema)
-        )
-        if feature.gaps:
+        faults: list[Fault] = []
+        if feature.weights is not None:
+            faults += _weight_faults(feature, weights_of(feature), schema)
+        if feature.gaps and times_of(feature) in schema:
             faults.append(_length_fault(feature, times_of(feature), "times", schema))
         return faults
 
@@ -215,11 +224,12 @@ def _kept(feature: Bag | Sequence, schema: Schema) -> pl.Expr:
 
 
 def _weights(feature: Bag | Sequence, column: str, kept: pl.Expr, schema: Schema) -> pl.Expr:
-    """list<float32>; rows that `faults` finds never come here."""
+    """list<float32>; what is no weight, in rows that `faults` would find, is 0."""
     _require_lists(feature, column, "weights", schema)
-    weights = _as_list(column, schema).cast(pl.List(pl.Float32))
+    weights = as_list(column, schema).cast(pl.List(pl.Float32))
+    is_good = ((pl.element() >= 0.0) & pl.element().is_finite()).fill_null(False)
     chosen = weights.list.gather(kept, null_on_oob=True)
-    chosen = chosen.list.eval(pl.element().fill_null(0.0))
+    chosen = chosen.list.eval(pl.when(is_good).then(pl.element()).otherwise(0.0))
     return chosen.fill_null(pl.lit([], pl.List(pl.Float32))).alias(f"{feature.name}__weight")
 
 
@@ -236,7 +246,7 @@ def _gaps(feature: Sequence, timestamp: str, kept: pl.Expr, schema: Schema) -> p
             f"sequence {feature.name!r} with gaps needs {column!r} as lists of times like"
             f" {timestamp!r} ({schema[timestamp]}), but it has the type {schema[column]}"
         )
-    then = _as_list(column, schema).list.eval(
+    then = as_list(column, schema).list.eval(
         _microseconds(pl.element(), element, feature.time_unit)
     )
     now = _microseconds(pl.col(timestamp), schema[timestamp], feature.time_unit)
@@ -265,11 +275,6 @@ def _is_time(dtype: pl.DataType) -> bool:
     return isinstance(dtype, pl.Datetime | pl.Date | pl.Null) or dtype.is_numeric()
 
 
-def _as_list(column: str, schema: Schema) -> pl.Expr:
-    lists = pl.col(column)
-    return lists.arr.to_list() if isinstance(schema[column], pl.Array) else lists
-
-
 def _require_lists(feature: Any, column: str, what: str, schema: Schema) -> None:
     element = columns.element_type(schema[column])
     numbers = element.is_numeric() or element == pl.Null
@@ -281,10 +286,10 @@ def _require_lists(feature: Any, column: str, what: str, schema: Schema) -> None
 
 
 def _weight_faults(feature: Bag | Sequence, column: str | None, schema: Schema) -> list[Fault]:
-    if column is None:
+    if column is None or column not in schema or source_of(feature) not in schema:
         return []
     _require_lists(feature, column, "weights", schema)
-    weights = _as_list(column, schema).cast(pl.List(pl.Float32))
+    weights = as_list(column, schema).cast(pl.List(pl.Float32))
     is_good = (pl.element() >= 0.0) & pl.element().is_finite()
     is_bad = ~weights.list.eval(is_good.fill_null(False)).list.all()
     return [
@@ -314,7 +319,7 @@ def _weight_fault(feature: Sequence, column: str, schema: Schema) -> Fault:
 def _length_fault(feature: Bag | Sequence, column: str, what: str, schema: Schema) -> Fault:
     name = source_of(feature)
     values = _values(feature, schema[name]).list.len().fill_null(0)
-    length = _as_list(column, schema).list.len().fill_null(0)
+    length = list_length(column, schema).fill_null(0)
     return Fault(
         f"{what} of {feature.name!r}",
         f"as many as there are values in {name!r}",

@@ -15,6 +15,8 @@ class VectorKind(Kind[Vector]):
     def faults(self, feature: Vector, features: FeatureSet, schema: Schema) -> list[Fault]:
         """A list of another length."""
         column = source_of(feature)
+        if column not in schema:
+            return []
         lists = _lists(feature, schema[column])
         return [
             Fault(

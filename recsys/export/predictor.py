@@ -22,6 +22,7 @@ from torch._C._aoti import AOTIModelPackageLoader
 
 from recsys.export import streams
 from recsys.export.bundle import Bundle, BundleMismatch, Processor
+from recsys.export.requests import unusable
 from recsys.export.signature import RowMismatch, Signature
 from recsys.export.tensors import fits, program_inputs
 
@@ -85,7 +86,7 @@ class Predictor:
             SchemaMismatch: A column is missing.
             RowMismatch: A value is not of its column's type.
         """
-        conformed = self.signature.conform(raw, first_row)
+        conformed = self._conformed(raw, first_row)
         share = -(-conformed.height // self.num_threads)
         parts = list(conformed.iter_slices(max(share, _SMALLEST_SHARE))) or [conformed]
         return np.concatenate(list(self.threads.map(self.score_conformed, parts)))
@@ -187,11 +188,20 @@ class Predictor:
             for _, scored in waiting:
                 scored.cancel()
 
+    def _conformed(self, raw: pl.DataFrame, first_row: int) -> pl.DataFrame:
+        conformed = self.signature.conform(raw, first_row)
+        for row, column, expected, found in unusable(conformed, self.fitted):
+            raise RowMismatch(
+                f"row {first_row + (row or 0)}, column {column!r}: expected {expected}, found"
+                f" {found}"
+            )
+        return conformed
+
     def _score(
         self, raw: pl.DataFrame, first_row: int, source: Path
     ) -> tuple[pl.DataFrame, np.ndarray]:
         try:
-            conformed = self.signature.conform(raw, first_row)
+            conformed = self._conformed(raw, first_row)
         except RowMismatch as error:
             raise RowMismatch(f"{source}: {error}") from error
         return conformed, self.score_conformed(conformed)

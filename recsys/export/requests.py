@@ -5,13 +5,17 @@ by row, to name it.
 """
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, date, datetime
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
+from feature_store.casting import TextForm, from_text
+from feature_store.encoding import FittedFeatures
 from feature_store.features import nearest
+from feature_store.kinds import faults_of
 from recsys.export.signature import Column, Signature
 
 MAX_PROBLEMS = 20
@@ -123,6 +127,25 @@ def given(
     if problems:
         raise InvalidRows(sorted(problems, key=lambda problem: problem.row or 0))
     return pl.DataFrame(found, height=len(rows)), brought
+
+
+def unusable(raw: pl.DataFrame, fitted: FittedFeatures) -> list[Problem]:
+    """What a build would have rejected rows for: lists that do not fit each other, for example.
+
+    Args:
+        raw: Rows in the types of the signature.
+        fitted: The features that are to encode them.
+    """
+    faults = faults_of(fitted.feature_set, raw.schema)
+    if not faults:
+        return []
+    flags = raw.select(f.is_bad.alias(str(place)) for place, f in enumerate(faults))
+    return [
+        Problem(row, fault.column, f"{fault.expected} ({fault.what})", described(value))
+        for place, fault in enumerate(faults)
+        for row in flags[str(place)].arg_true().head(MAX_PROBLEMS)
+        for value in raw[fault.column].slice(row, 1).to_list()
+    ]
 
 
 def _shape_problems(rows: Sequence[object], signature: Signature, strict: bool) -> list[Problem]:
@@ -245,27 +268,48 @@ def _are_bools(values: list[Any]) -> bool:
 
 
 def _are_dates(values: list[Any]) -> bool:
-    return _are_texts(values) and _parse(values, date.fromisoformat)
+    return _are_texts(values) and None not in _times(values, "date")
 
 
 def _are_datetimes(values: list[Any]) -> bool:
-    return _are_texts(values) and _parse(values, _utc)
+    return _are_texts(values) and None not in _times(values, "datetime")
 
 
-def _parse(values: list[str], parse: Callable[[str], object]) -> bool:
+def _times(texts: list[str], kind: Literal["date", "datetime"]) -> list[date | None]:
+    """Texts as dates, or as times in UTC without a zone, read as files are; None for no time.
+
+    The usual forms are read by Python, which is far quicker for a few of them; all others by what
+    reads files, so that nothing is a time in one place only.
+    """
+    read = [_usual(text, kind) for text in texts]
+    odd = [place for place, time in enumerate(read) if time is None]
+    if odd:
+        others = pl.DataFrame({"": [texts[place] for place in odd]})
+        found = others.select(from_text(pl.col(""), TextForm(type=kind))).to_series()
+        for place, time in zip(odd, found.to_list(), strict=True):
+            read[place] = time
+    return read
+
+
+def _usual(text: str, kind: Literal["date", "datetime"]) -> date | None:
+    if not _USUAL[kind].fullmatch(text):
+        return None
     try:
-        for value in values:
-            parse(value)
+        if kind == "date":
+            return date.fromisoformat(text)
+        time = datetime.fromisoformat(text)
+        return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
     except (ValueError, OverflowError):
-        return False
-    return True
+        return None
 
 
-def _utc(text: str) -> datetime:
-    """A time in UTC without a zone; a text without an offset is in UTC already."""
-    time = datetime.fromisoformat(text)
-    return time.astimezone(UTC).replace(tzinfo=None) if time.tzinfo else time
-
+_USUAL = {
+    "date": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}"),
+    "datetime": re.compile(
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+        r"([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:?[0-9]{2})?)?"
+    ),
+}
 
 _FITS: dict[str, Callable[[list[Any]], bool]] = {
     "string": _are_texts,
@@ -274,12 +318,6 @@ _FITS: dict[str, Callable[[list[Any]], bool]] = {
     "bool": _are_bools,
     "date": _are_dates,
     "datetime": _are_datetimes,
-}
-# Floats too: an integer beyond 64 bits is a number to JSON, but not to Polars.
-_PARSERS: dict[str, Callable[[Any], object]] = {
-    "float": float,
-    "date": date.fromisoformat,
-    "datetime": _utc,
 }
 _SINGULAR = {
     "string": "text",
@@ -301,12 +339,23 @@ _PLURAL = {
 
 def _series(values: list[Any], column: Column) -> pl.Series:
     inner = column.type.removeprefix("list<").removesuffix(">")
-    if (parse := _PARSERS.get(inner)) is not None:
-        values = [_parsed(value, parse) for value in values]
+    if inner == "float" or inner == "date" or inner == "datetime":
+        there = [item for value in values for item in _items(value)]
+        # Floats too: an integer beyond 64 bits is a number to JSON, but not to Polars.
+        read: Iterator[Any] = iter(
+            [float(item) for item in there] if inner == "float" else _times(there, inner)
+        )
+        values = [_with_items(value, read) for value in values]
     return pl.Series(column.name, values, dtype=column.dtype)
 
 
-def _parsed(value: Any, parse: Callable[[Any], object]) -> object:
+def _items(value: Any) -> list[Any]:
+    """The values in a value of a column: those of a list, itself, or none."""
+    return [item for item in (value if isinstance(value, list) else [value]) if item is not None]
+
+
+def _with_items(value: Any, read: Iterator[Any]) -> Any:
+    """The same value, with what was read of its items."""
     if isinstance(value, list):
-        return [None if item is None else parse(item) for item in value]
-    return None if value is None else parse(value)
+        return [None if item is None else next(read) for item in value]
+    return None if value is None else next(read)

@@ -18,7 +18,7 @@ from feature_store.online_store import OnlineStoreError
 from recsys.export.bundle import BundleMismatch
 from recsys.export.completion import FORMS, Completion
 from recsys.export.predictor import Predictor
-from recsys.export.requests import InvalidRows, Problem, described, table
+from recsys.export.requests import InvalidRows, Problem, described, table, unusable
 
 try:
     import uvicorn
@@ -109,6 +109,8 @@ def respond(
         else:
             completed = completion.raw(_object(body), max_rows)
             raw, answer = completed.rows, {"features": completion.answer(completed)}
+        if problems := unusable(raw, predictor.fitted):
+            raise InvalidRows(problems)
     except InvalidRows as error:
         detail = [problem._asdict() for problem in error.problems]
         return 422, json.dumps({"detail": detail}).encode()
