@@ -12,8 +12,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from feature_store.columns import SchemaMismatch
-from feature_store.features import Categorical, FeatureSet, History, Label, Numeric, Sequence
+from feature_store.features import (
+    SPLITS,
+    Categorical,
+    FeatureSet,
+    History,
+    Label,
+    Numeric,
+    Sequence,
+)
+from feature_store.store import Store
 from pipelines import events as module
+from pipelines.build import build
 from pipelines.leakage import Leak
 from pipelines.rejection import TooManyRejected
 from pipelines.sources import DataConfig, Source, preview, read
@@ -343,6 +353,43 @@ def test_a_history_of_events_that_do_not_fit_is_refused(
     config = table(tmp_path, [("ann", "a", 1, 1, 0.0)])
     with pytest.raises(SchemaMismatch, match=message):
         source(tmp_path, [config], features(history=history))
+
+
+def test_a_version_is_built_anew_when_its_events_change(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    log = pl.DataFrame(
+        {
+            "user": [f"u{user}" for user in random.integers(0, 9, 200)],
+            "item": "x",
+            "time": np.arange(200) + 100,
+            "clicked": random.integers(0, 2, 200),
+        }
+    )
+    log.write_csv(tmp_path / "log.csv")
+    happened = [("u1", "a", 50, 1, 0.0), ("u1", "a", 60, 1, 0.0)]
+    data = DataConfig.model_validate(
+        {
+            "path": str(tmp_path / "log.csv"),
+            "columns": COLUMNS,
+            "split": {"by": "time"},
+            "events": [table(tmp_path, happened, counters=COUNTER)],
+        }
+    )
+    assert DataConfig.model_validate(data.model_dump(mode="json")) == data
+    store, feature_set = Store(tmp_path / "store"), features("views_1h")
+    first = build("clicks", data, feature_set, store)
+    assert build("clicks", data, feature_set, store).reused
+    of_u1 = log.select(pl.when(pl.col("user") == "u1").then(2.0).otherwise(0.0).alias("views_1h"))
+    views = [first.version.scan(split).select("views_1h").collect() for split in SPLITS]
+    assert pl.concat(views)["views_1h"].to_list() == of_u1["views_1h"].to_list()
+    assert "views_1h" in first.version.raw_sample().columns
+    table(tmp_path, happened[:1])
+    second = build("clicks", data, feature_set, store)
+    assert not second.reused
+    assert second.version.scan("train").select(pl.col("views_1h").max()).collect().item() == 1.0
+    assert any(
+        source["path"].endswith("views.csv") for source in second.version.metadata["sources"]
+    )
 
 
 def test_windows_over_rows_need_their_time(tmp_path: Path) -> None:
