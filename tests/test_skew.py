@@ -101,7 +101,7 @@ def rows(draw: st.DrawFn) -> dict[str, Any]:
         "joined": draw(lists(st.none() | days)),
         "title": draw(maybe_texts | st.lists(texts, max_size=4).map(" ".join)),
         "vector": draw(st.none() | _of_length(st.none() | floats, 3) | _of_length(numbers, 3)),
-        "rating": draw(numbers),
+        "rating": draw(weights),
         "label": draw(st.integers(0, 1)),
     }
 

@@ -8,7 +8,11 @@ from pydantic import ValidationError
 
 from feature_store.encoding import FittedFeatures, SchemaMismatch
 from feature_store.features import FeatureSet, Numeric, Vector
+from feature_store.kinds import faults_of
+from feature_store.store import Store
+from pipelines.build import build
 from pipelines.fit import fit
+from pipelines.sources import DataConfig
 
 NAN, INF = math.nan, math.inf
 
@@ -75,3 +79,29 @@ def test_a_vector_has_some_dimensions_and_not_too_many(dim):
 def test_its_columns_cannot_be_taken_for_another_feature():
     with pytest.raises(ValidationError, match=r"vector 'v' .*'v__1'"):
         FeatureSet(inputs=(Vector(name="v", dim=2), Numeric(name="v__1")))
+
+
+def test_a_build_rejects_a_row_with_a_vector_of_another_length_and_says_why(tmp_path):
+    frame = pl.DataFrame({"v": [[1.0, 2.0], [3.0], None, [5.0, 6.0]] * 30, "label": [0, 1] * 60})
+    frame = frame.with_columns(
+        v=pl.when(pl.int_range(pl.len()) > 3).then([0.0, 1.0]).otherwise("v")
+    )
+    frame.write_parquet(tmp_path / "log.parquet")
+    data = DataConfig.model_validate(
+        {"path": str(tmp_path / "log.parquet"), "columns": {"v": "list<float>", "label": "int"}}
+    )
+    features = FeatureSet(inputs=(Vector(name="v", dim=2, indicator=True),))
+    result = build("clicks", data, features, Store(tmp_path / "store"))
+    [row] = pl.read_csv(result.rejected_path).rows(named=True)
+    assert (row["file"], row["line"]) == (str(tmp_path / "log.parquet"), 2)
+    expected = "vector 'v': expected a list of 2 numbers or nothing, found [3.0] in 'v'"
+    assert row["reason"] == expected
+    assert sum(result.version.rows.values()) == 119
+
+
+def test_a_row_to_score_with_a_vector_of_another_length_is_found():
+    features = fitted(Vector(name="v", dim=2))
+    raw = pl.DataFrame({"v": [[1.0, 2.0], None, [3.0], []]}, schema={"v": pl.List(pl.Float64)})
+    [fault] = faults_of(features.feature_set, raw.schema)
+    assert raw.select(fault.is_bad).to_series().to_list() == [False, False, True, True]
+    assert (fault.what, fault.column) == ("vector 'v'", "v")
