@@ -14,6 +14,7 @@ import polars as pl
 from feature_store.config import Config
 from feature_store.drift import (
     Cells,
+    IdCounts,
     Of,
     id_cells,
     jensen_shannon,
@@ -163,7 +164,9 @@ def _columns(whole: Tally, meaning: Meaning) -> dict[tuple[str, Of], Cells]:
     found: dict[tuple[str, Of], Cells] = {}
     for field in whole.layout.ids:
         counted = whole.ids[field.name]
-        found[field.name, "values"] = id_cells(field, counted, meaning)
+        ids_U, entries_U, _ = counted.values()
+        all_rows = IdCounts(ids_U, entries_U, counted.error)
+        found[field.name, "values"] = id_cells(field, [all_rows], meaning)
         if counted.lengths.rows:
             found[field.name, "lengths"] = number_cells(counted.lengths, np.asarray)
     for name, numbers in whole.numbers.items():

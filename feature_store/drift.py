@@ -1,8 +1,9 @@
 """What changed between two sets of rows: versions, splits, or days of one version.
 
-Every column is cut into *cells*, by its reference: the most frequent values each, all others as
-the tail, missing, unseen (what the reference's vocabulary does not have); numbers at the quantiles
-of the reference and at its ends. Shares of entries (see `feature_store.tallies`) over the cells are compared:
+Every column is cut into *cells*: the most frequent values of both, each; all others as the tail;
+missing; unseen (what the reference's vocabulary does not have); numbers at the quantiles
+of the reference and at its ends. Compared are the shares of entries (see `feature_store.tallies`)
+over the cells:
 
 - PSI, the population stability index, sum of (q - p) ln(q / p) over the cells, p in the reference.
   Half a row is added to every cell on both sides, so an empty cell is a large change and not an
@@ -44,8 +45,10 @@ Of = Literal["values", "numbers", "lengths", "label"]
 FACTOR = 1.5
 MAX_VALUES = 100
 """Values that are cells of their own; the others are the tail."""
+MIN_CELL_ENTRIES = 10
+"""What a value needs to be a cell, in both sides together."""
 NUM_QUANTILES = 10
-MAX_CHANGES = 12
+MAX_CHANGES = 13
 """Cells of a feature that a document tells of, the most changed."""
 MAX_EXAMPLES = 10
 _PRIOR = 0.5
@@ -85,7 +88,7 @@ class FeatureDrift(Config):
     jensen_shannon: float | None = None
     affected: float | None = None
     changes: tuple[CellChange, ...] = ()
-    """The most changed cells."""
+    """The most changed cells: by their part in PSI, but parts of a number in their order."""
     new: ValueChange | None = None
     """Values that the current rows have and the reference has not; None for hashes and numbers."""
     vanished: ValueChange | None = None
@@ -243,11 +246,33 @@ class Cells:
         return counts_C
 
 
-def id_cells(field: IdField, counted: IdTally, meaning: Meaning) -> Cells:
-    """The cells of an id column by its reference: missing, unseen, tail, then frequent values."""
-    ids_U, rows_U, _ = counted.values()
-    frequent_U = rows_U > counted.error
-    ids_U, rows_U = ids_U[frequent_U], rows_U[frequent_U]
+@dataclass(frozen=True)
+class IdCounts:
+    """Entries of the ids of a column."""
+
+    ids_U: Array
+    entries_U: Array
+    error: int = 0
+    """Entries that a count may lack."""
+
+
+def id_cells(field: IdField, counted: Sequence[IdCounts], meaning: Meaning) -> Cells:
+    """The cells of an id column: missing, unseen, tail, then the values frequent in all together.
+
+    Not those that are frequent in the reference alone: of many rare values, these are so by luck,
+    and would seem to have become rarer in any other rows.
+
+    Args:
+        field: The column.
+        counted: What is compared; ids are those of the field.
+        meaning: Of the field's ids.
+    """
+    ids_U, places_E = np.unique(np.concatenate([c.ids_U for c in counted]), return_inverse=True)
+    rows_U = np.bincount(places_E, np.concatenate([c.entries_U for c in counted]), len(ids_U))
+    # Counts of hashed ids may lack some entries, and should lack few of those of a cell.
+    least = max(MIN_CELL_ENTRIES, 10 * sum(c.error for c in counted))
+    is_cell_U = (rows_U >= least) & ((ids_U != UNSEEN_ID) | (field.cardinality is None))
+    ids_U, rows_U = ids_U[is_cell_U], rows_U[is_cell_U]
     top_K = ids_U[np.lexsort((ids_U, -rows_U))[:MAX_VALUES]]
     text_of = meaning.text_of(field)
     names = (_MISSING, _UNSEEN, _TAIL, *(text_of(int(id_)) for id_ in top_K))
@@ -318,6 +343,8 @@ def _compared(
     smooth_p, smooth_q = _smoothed(reference_C), _smoothed(current_C)
     parts_C = (smooth_q - smooth_p) * np.log(smooth_q / smooth_p)
     most = np.argsort(-parts_C, kind="stable")[:MAX_CHANGES]
+    if of != "values":
+        most = np.sort(most)
     return FeatureDrift(
         name=name,
         of=of,
@@ -366,11 +393,13 @@ def _of_values(name: str, reference: Side, current: Side, rows: tuple[int, int])
         translated = _translation(field, theirs, reference.fitted, current.fitted)
     if isinstance(translated, str):
         return FeatureDrift(name=name, of="values", incomparable=translated)
-    cells = id_cells(field, old, before)
     ids_U, rows_U, _ = old.values()
     other_U, others_U, _ = new.values()
+    known_U = translated(other_U)
+    counts = (IdCounts(ids_U, rows_U, old.error), IdCounts(known_U, others_U, new.error))
+    cells = id_cells(field, counts, before)
     reference_C = cells.count(ids_U, rows_U, old.missing_rows)
-    current_C = cells.count(translated(other_U), others_U, new.missing_rows)
+    current_C = cells.count(known_U, others_U, new.missing_rows)
     for counted, counts_C in ((old, reference_C), (new, current_C)):
         counts_C[1] += counted.unseen[0]
         # Entries of hashed ids that were not kept are rare ones.
@@ -378,7 +407,6 @@ def _of_values(name: str, reference: Side, current: Side, rows: tuple[int, int])
     found = _compared(name, "values", cells.names, reference_C, current_C, rows)
     if field.cardinality is None:
         return found
-    known_U = translated(other_U)
     is_new_U = ~np.isin(known_U, ids_U)
     is_gone_U = ~np.isin(ids_U, known_U)
     return found.model_copy(
@@ -443,7 +471,7 @@ def _of_buckets(
         counts_C = np.bincount(parts_U, rows_U, minlength=len(shared) + 2)
         counts_C[0] = counted.missing_rows
         counts.append(counts_C)
-    return _compared(name, "values", _ranges(shared), counts[0], counts[1], rows)
+    return _compared(name, "numbers", _ranges(shared), counts[0], counts[1], rows)
 
 
 def _of_numbers(name: str, reference: Side, current: Side) -> FeatureDrift:

@@ -101,6 +101,8 @@ class FeatureProfile(Config):
     distinct_estimated: bool
     """Counted by HyperLogLog (0.8%); else exactly."""
     top: tuple[ValueProfile, ...] = ()
+    ordered: bool = False
+    """Whether `top` is in the order of the values (buckets, parts of a time), not of their rows."""
     top_error: int = 0
     """Rows that a count of `top` may lack: not every hashed id is kept."""
     missing_rates: tuple[Rate, ...] = ()
@@ -158,6 +160,11 @@ class Meaning:
         if field.cardinality is None:
             return lambda id_: f"#{np.uint64(id_ & 0xFFFFFFFFFFFFFFFF):016x}"
         return lambda id_: f"id {id_}"
+
+    def is_ordered(self, field: IdField) -> bool:
+        """Whether ids follow the order of what they stand for."""
+        features = {feature.name: feature for feature in self.fitted.feature_set.inputs}
+        return isinstance(features.get(field.space), Numeric | DatePart)
 
     def raw(self, name: str) -> Callable[[Array], Array]:
         """From encoded numbers of a column to those before standardisation and log1p."""
@@ -276,7 +283,8 @@ def _of_ids(field: IdField, counted: Tally, meaning: Meaning) -> FeatureProfile:
     found, tasks = counted.ids[field.name], counted.layout.tasks
     text_of = meaning.text_of(field)
     ids_U, rows_U, positives_UT = found.values()
-    most = np.lexsort((ids_U, -rows_U))[:TOP_VALUES]
+    ordered = meaning.is_ordered(field) and len(ids_U) <= TOP_VALUES
+    most = np.lexsort((ids_U, -rows_U))[:TOP_VALUES] if not ordered else np.arange(len(ids_U))
     unseen, unseen_T = found.unseen
     hashed = field.cardinality is None
     return FeatureProfile(
@@ -296,6 +304,7 @@ def _of_ids(field: IdField, counted: Tally, meaning: Meaning) -> FeatureProfile:
             )
             for place in most
         ),
+        ordered=ordered,
         top_error=found.error,
         missing_rates=rates(tasks, found.missing_rows, found.missing_T),
         unseen_rates=rates(tasks, unseen, unseen_T),

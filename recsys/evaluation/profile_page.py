@@ -18,6 +18,9 @@ _TABLE_ROWS = 15
 _CARDS = 60
 _CHANGED = 6
 _LONGEST = 20
+_MAX_TICKS = 6
+# A light fill, on which dots can be seen.
+_BAR = {"color": "var(--model-fill)", "line": {"color": MODEL, "width": 1}}
 _MAX_DAY_LINES = 30
 
 
@@ -73,16 +76,16 @@ def _overview(profile: Profile) -> str:
             (
                 feature.name,
                 _distinct(feature),
-                " · ".join(_percent(other.missing) for other in others),
-                " · ".join(_percent(other.unseen) for other in others),
+                _each([other.missing for other in others]),
+                _each([other.unseen for other in others]),
                 _range(feature),
             )
         )
     names = " · ".join(splits)
     head = ("feature", "distinct", "missing", "unseen", "most frequent, or 5% – 50% – 95%")
     note = note_line(
-        f"Shares in {names}. Distinct values in {splits[0]}; ≈ where they are estimated. Unseen:"
-        " outside the vocabulary, which hashed features do not have."
+        f"Shares in {names}, once where they are the same. Distinct values in {splits[0]}, ≈ where"
+        " they are estimated. Unseen: outside the vocabulary, which hashed features do not have."
     )
     table = table_of_rows(head, rows, name="pairs-last")
     return f"<section><h2>Features at a glance</h2>{note}{table}</section>"
@@ -123,7 +126,8 @@ def _card(feature: FeatureProfile, split: SplitProfile, figures: Figures) -> str
         said.append("no value at all")
         title = f"<figcaption>{escape(feature.name)}</figcaption>"
         return f"<figure>{title}{note_line(' · '.join(said))}</figure>"
-    box = figures.place(feature.name, value_figure(feature, overall), " · ".join(said))
+    figure = (ordered_figure if feature.ordered else value_figure)(feature, overall)
+    box = figures.place(feature.name, figure, " · ".join(said))
     return box.removesuffix("</figure>") + _values_table(feature) + "</figure>"
 
 
@@ -149,7 +153,7 @@ def value_figure(feature: FeatureProfile, overall: float | None) -> Figure:
     """The most frequent values as bars, the rate of the first label as dots."""
     drawn = feature.top[:_BARS][::-1]
     places = list(range(len(drawn)))
-    layout = figure_layout("", "")
+    layout = _plain_layout()
     layout["xaxis"].update(tickformat="~%", nticks=4, rangemode="tozero", tickangle=0)
     layout["yaxis"].update(
         tickvals=places, ticktext=_labels([value.value for value in drawn]), showgrid=False
@@ -162,7 +166,7 @@ def value_figure(feature: FeatureProfile, overall: float | None) -> Figure:
         "orientation": "h",
         "x": [value.share for value in drawn],
         "y": places,
-        "marker": {"color": MODEL, "opacity": 0.75},
+        "marker": _BAR,
         "customdata": [value.rows for value in drawn],
         "hovertemplate": "%{x:.2%}, %{customdata:,} rows<extra></extra>",
         "showlegend": False,
@@ -175,6 +179,34 @@ def value_figure(feature: FeatureProfile, overall: float | None) -> Figure:
     return {"data": [bars, dots], "layout": layout}
 
 
+def ordered_figure(feature: FeatureProfile, overall: float | None) -> Figure:
+    """Values in their order as bars, the rate of the first label as a line."""
+    places = list(range(len(feature.top)))
+    layout = _plain_layout()
+    step = -(-len(places) // _MAX_TICKS)
+    names = [value.value for value in feature.top]
+    layout["xaxis"].update(
+        tickvals=places[::step], ticktext=_labels(names[::step]), tickangle=0, showgrid=False
+    )
+    layout["yaxis"].update(tickformat="~%", nticks=4, rangemode="tozero")
+    layout["height"] = 200
+    layout["bargap"] = 0.2
+    bars = {
+        "type": "bar",
+        "x": places,
+        "y": [value.share for value in feature.top],
+        "marker": _BAR,
+        "customdata": _labels(names),
+        "hovertemplate": "%{customdata}: %{y:.2%}<extra></extra>",
+        "showlegend": False,
+    }
+    rates = [value.rates[0] for value in feature.top if value.rates]
+    if overall is None or not rates:
+        return {"data": [bars], "layout": layout}
+    layout["yaxis2"] = _rate_axis(layout["yaxis"], rates, overlaying="y", side="right")
+    return {"data": [bars, _line(rates, places)], "layout": layout}
+
+
 def number_figure(feature: FeatureProfile, overall: float | None) -> Figure:
     """A histogram, and the rate of the first label by quantile bucket."""
     assert feature.numbers is not None, "asked of numbers only"
@@ -183,7 +215,7 @@ def number_figure(feature: FeatureProfile, overall: float | None) -> Figure:
     middles = [
         (low + high) / 2 for low, high in zip(histogram.edges, histogram.edges[1:], strict=False)
     ]
-    layout = figure_layout("", "")
+    layout = _plain_layout()
     layout["xaxis"].update(nticks=5, tickformat="~s", tickangle=0, showgrid=False)
     layout["yaxis"].update(tickformat="~%", nticks=4, rangemode="tozero")
     layout["height"] = 200
@@ -193,7 +225,7 @@ def number_figure(feature: FeatureProfile, overall: float | None) -> Figure:
         "x": middles,
         "y": list(histogram.shares),
         "width": [width or 1.0 for width in widths],
-        "marker": {"color": MODEL, "opacity": 0.75},
+        "marker": _BAR,
         "hovertemplate": "about %{x:.4g}: %{y:.2%}<extra></extra>",
         "showlegend": False,
     }
@@ -204,9 +236,15 @@ def number_figure(feature: FeatureProfile, overall: float | None) -> Figure:
     low, high = histogram.edges[0], histogram.edges[-1]
     at = [min(max((bucket.low + bucket.high) / 2, low), high) for bucket in buckets]
     layout["yaxis2"] = _rate_axis(layout["yaxis"], rates, overlaying="y", side="right")
-    dots = _dots(rates, at, horizontal=False) | {"yaxis": "y2", "mode": "lines+markers"}
-    dots["line"] = {"color": SECOND, "width": 1.5}
-    return {"data": [bars, dots], "layout": layout}
+    return {"data": [bars, _line(rates, at)], "layout": layout}
+
+
+def _plain_layout(*, legend: bool = False) -> Figure:
+    """Axes without titles, and without the room for them."""
+    layout = figure_layout("", "", legend=legend)
+    for axis in ("xaxis", "yaxis"):
+        del layout[axis]["title"]
+    return layout
 
 
 def _dots(rates: Sequence[Rate], places: Sequence[float], *, horizontal: bool) -> Figure:
@@ -224,6 +262,12 @@ def _dots(rates: Sequence[Rate], places: Sequence[float], *, horizontal: bool) -
         "hovertemplate": f"rate {shown} of %{{customdata:,}} rows<extra></extra>",
         "showlegend": False,
     }
+
+
+def _line(rates: Sequence[Rate], places: Sequence[float]) -> Figure:
+    dots = _dots(rates, places, horizontal=False)
+    line = {"color": SECOND, "width": 1.5}
+    return dots | {"yaxis": "y2", "mode": "lines+markers", "line": line}
 
 
 def _error(rates: Sequence[Rate]) -> Figure:
@@ -244,13 +288,13 @@ def _rate_axis(axis: Figure, rates: Sequence[Rate], *, overlaying: str, side: st
     return {
         **axis,
         "overlaying": overlaying,
+        "tickmode": "auto",
         "side": side,
         "showgrid": False,
         "tickformat": "~%",
         "nticks": 4,
         "range": [0, highest * 1.08 or 1.0],
         "tickfont": {"color": SECOND},
-        "title": {"text": ""},
     }
 
 
@@ -269,10 +313,10 @@ def _drift_section(drift: Drift, figures: Figures) -> str:
     rows = [
         (
             _drift_name(feature),
+            _percent(feature.affected),
             _number(feature.psi),
             _number(feature.psi_by_chance),
             _number(feature.jensen_shannon),
-            _percent(feature.affected),
             ""
             if feature.new is None
             else f"{feature.new.values:,} ({_percent(feature.new.share)})",
@@ -280,7 +324,7 @@ def _drift_section(drift: Drift, figures: Figures) -> str:
         )
         for feature in drawn
     ]
-    head = ("feature", "PSI", "chance", "JS", "affected", "new values", "vanished")
+    head = ("feature", "affected", "PSI", "chance", "JS", "new values", "vanished")
     table = table_of_rows(head, rows)
     wild = [feature for feature in drawn if feature.drifted and feature.affected][:_CHANGED]
     boxes = [
@@ -303,15 +347,16 @@ def _drift_section(drift: Drift, figures: Figures) -> str:
 
 def change_figure(feature: FeatureDrift, drift: Drift) -> Figure:
     """Shares before and after, the most changed values on top."""
-    drawn = feature.changes[:_BARS][::-1]
+    # Parts of a number stand in their order: all of them, the lowest on top.
+    drawn = (feature.changes if feature.of != "values" else feature.changes[:_BARS])[::-1]
     places = list(range(len(drawn)))
-    layout = figure_layout("", "", legend=True)
+    layout = _plain_layout(legend=True)
     layout["legend"] |= {"traceorder": "reversed"}
     layout["xaxis"].update(tickformat="~%", nticks=4, rangemode="tozero", tickangle=0)
     layout["yaxis"].update(
         tickvals=places, ticktext=_labels([change.value for change in drawn]), showgrid=False
     )
-    layout["height"] = 90 + 30 * max(2, len(drawn))
+    layout["height"] = 70 + 28 * max(2, len(drawn))
     layout["bargap"] = 0.3
     traces = [
         {
@@ -364,14 +409,14 @@ def _days_section(days: Days, figures: Figures) -> str:
     table = table_of_rows(head, rows)
     return (
         f"<section><h2>Day by day</h2>{note}"
-        f'<div class="days">{"".join(boxes)}</div>{table}</section>'
+        f'<div class="masonry">{"".join(boxes)}</div><h3>Largest steps</h3>{table}</section>'
     )
 
 
 def day_figure(days: Days) -> Figure:
     """Rows as bars, the rate of the first label as a line."""
     at = [f"{day:%Y-%m-%d}" for day in days.days]
-    layout = figure_layout("", "")
+    layout = _plain_layout()
     layout["yaxis"].update(tickformat="~s", rangemode="tozero", nticks=4)
     layout["xaxis"].update(type="date", nticks=5, tickangle=0, showgrid=False)
     layout["height"] = 220
@@ -379,7 +424,7 @@ def day_figure(days: Days) -> Figure:
         "type": "bar",
         "x": at,
         "y": list(days.rows),
-        "marker": {"color": MODEL, "opacity": 0.75},
+        "marker": _BAR,
         "hovertemplate": "%{x}: %{y:,} rows<extra></extra>",
         "showlegend": False,
     }
@@ -411,7 +456,7 @@ def heat_figure(days: Days, features: Sequence[DayDrift]) -> Figure:
         ]
         for feature in features
     ]
-    layout = figure_layout("", "")
+    layout = _plain_layout()
     layout["xaxis"].update(type="date", nticks=5, tickangle=0, showgrid=False)
     layout["yaxis"].update(
         tickvals=list(range(len(features))),
@@ -460,6 +505,12 @@ def _percent(share: float | None) -> str:
     return f"{share:.1%}" if share % 1 else f"{share:.0%}"
 
 
+def _each(shares: Sequence[float | None]) -> str:
+    """A share of each split, or one where they look alike."""
+    texts = [_percent(share) for share in shares]
+    return " · ".join(texts if len(set(texts)) > 1 else texts[:1])
+
+
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
@@ -470,7 +521,8 @@ def _rate(rate: Rate) -> str:
 
 def _ends(shares: Sequence[float | None]) -> str:
     known = [share for share in shares if share is not None]
-    return f"{_percent(min(known))} – {_percent(max(known))}" if known else "–"
+    ends = [_percent(min(known)), _percent(max(known))] if known else ["–"]
+    return " – ".join(dict.fromkeys(ends))
 
 
 def _drift_name(feature: FeatureDrift) -> str:

@@ -156,6 +156,13 @@ def test_all_that_is_not_frequent_is_the_tail(
     assert one.psi == pytest.approx(psi(np.array([50.0, 50]), np.array([80.0, 20])))
 
 
+def test_the_luckiest_of_many_rare_values_do_not_drift(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    users = [[f"u{user}" for user in random.integers(0, 1000, 4000)] for _ in range(2)]
+    before, now = (labelled({"city": cities}) for cities in users)
+    assert not between(tmp_path, city(encoding="hash"), before, now).feature("city").drifted
+
+
 def test_hashed_values_are_compared_by_their_hash(tmp_path: Path) -> None:
     before = labelled({"city": ["a"] * 50 + ["b"] * 30 + [None] * 20})
     now = labelled({"city": ["a"] * 20 + ["c"] * 60 + [None] * 20})
