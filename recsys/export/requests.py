@@ -18,6 +18,8 @@ from feature_store.features import nearest
 from feature_store.kinds import faults_of
 from recsys.export.signature import Column, Signature
 
+TimeKind = Literal["date", "datetime"]
+
 MAX_PROBLEMS = 20
 _SMALLEST_INT, _END_INT = -(2**63), 2**63
 
@@ -275,7 +277,7 @@ def _are_datetimes(values: list[Any]) -> bool:
     return _are_texts(values) and None not in _times(values, "datetime")
 
 
-def _times(texts: list[str], kind: Literal["date", "datetime"]) -> list[date | None]:
+def _times(texts: list[str], kind: TimeKind) -> list[date | None]:
     """Texts as dates, or as times in UTC without a zone, read as files are; None for no time.
 
     The usual forms are read by Python, which is far quicker for a few of them; all others by what
@@ -291,7 +293,7 @@ def _times(texts: list[str], kind: Literal["date", "datetime"]) -> list[date | N
     return read
 
 
-def _usual(text: str, kind: Literal["date", "datetime"]) -> date | None:
+def _usual(text: str, kind: TimeKind) -> date | None:
     if not _USUAL[kind].fullmatch(text):
         return None
     try:
@@ -303,6 +305,7 @@ def _usual(text: str, kind: Literal["date", "datetime"]) -> date | None:
         return None
 
 
+_TIMES: dict[str, TimeKind] = {"date": "date", "datetime": "datetime"}
 _USUAL = {
     "date": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}"),
     "datetime": re.compile(
@@ -339,11 +342,11 @@ _PLURAL = {
 
 def _series(values: list[Any], column: Column) -> pl.Series:
     inner = column.type.removeprefix("list<").removesuffix(">")
-    if inner == "float" or inner == "date" or inner == "datetime":
+    if inner == "float" or inner in _TIMES:
         there = [item for value in values for item in _items(value)]
         # Floats too: an integer beyond 64 bits is a number to JSON, but not to Polars.
         read: Iterator[Any] = iter(
-            [float(item) for item in there] if inner == "float" else _times(there, inner)
+            [float(item) for item in there] if inner == "float" else _times(there, _TIMES[inner])
         )
         values = [_with_items(value, read) for value in values]
     return pl.Series(column.name, values, dtype=column.dtype)
