@@ -1,3 +1,5 @@
+import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,6 +15,7 @@ from recsys.export import tensors
 from recsys.export.bundle import BundleMismatch, ExportConfig, Processor
 from recsys.export.predictor import Predictor
 from recsys.export.publish import export_bundle
+from recsys.export.server import respond
 from recsys.export.signature import RowMismatch
 
 
@@ -133,3 +136,53 @@ def test_scoring_threads_work_on_one_core_each_and_leave_the_callers_number_alon
     assert predictors.torch.get_num_threads() == before
     with ThreadPoolExecutor(1) as later:
         assert later.submit(predictors.torch.get_num_threads).result() == before
+
+
+@pytest.fixture(scope="module")
+def of_lists(tmp_path_factory) -> Predictor:
+    """A bundle whose lists have weights and gaps."""
+    features = served.fitted_lists()
+    model = served.served_ranker(features)
+    folder = tmp_path_factory.mktemp("lists") / "bundle"
+    export_bundle(model, features, served.list_rows(20, 1), folder, ExportConfig(compile=False))
+    return Predictor(folder, num_threads=1)
+
+
+def as_request(raw: pl.DataFrame, names: list[str]) -> bytes:
+    rows = raw.select(names).to_dicts()
+    return json.dumps({"rows": rows}, default=lambda time: time.isoformat()).encode()
+
+
+def test_weighted_rows_score_as_trained_in_tables_and_in_requests(of_lists):
+    raw = served.list_rows(9, 2)
+    features = served.fitted_lists()
+    expected = served.trained_scores(features, served.served_ranker(features), raw)
+    np.testing.assert_allclose(of_lists.score(raw), expected, atol=1e-6)
+    status, answer = respond(of_lists, as_request(raw, of_lists.signature.names))
+    assert status == 200
+    np.testing.assert_allclose(json.loads(answer)["scores"], np.ravel(expected), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "expected"),
+    [
+        ("strength", [1.0], "as many as there are values in 'liked' (weights of 'likes')"),
+        ("seen__weight", [-1.0, 2.0], "finite numbers that are not negative (weights of 'past')"),
+        ("seen__time", [], "as many as there are values in 'seen' (times of 'past')"),
+    ],
+)
+def test_lists_that_do_not_fit_each_other_are_refused_with_their_row(
+    of_lists, column, value, expected
+):
+    good = served.list_rows(1, 3).with_columns(
+        liked=pl.lit([1, 2]), strength=pl.lit([0.5, 0.5]), seen=pl.lit([3, 4]),
+        seen__weight=pl.lit([0.5, 0.5]), seen__time=pl.concat_list("clicked", "clicked"),
+    )  # fmt: skip
+    bad = good.with_columns(pl.lit(value, dtype=good.schema[column]).alias(column))
+    raw = pl.concat([good, bad])
+    with pytest.raises(RowMismatch, match=re.escape(f"row 2, column {column!r}: expected")):
+        of_lists.score(raw)
+    status, answer = respond(of_lists, as_request(raw, of_lists.signature.names))
+    assert status == 422
+    (problem,) = json.loads(answer)["detail"]
+    assert (problem["row"], problem["field"], problem["expected"]) == (1, column, expected)
