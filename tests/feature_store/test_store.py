@@ -226,7 +226,8 @@ def _write_at_once(barrier: Any, path: Path, fingerprint: str) -> None:
 
 def test_builds_at_once_all_succeed_and_equal_ones_make_one_version(tmp_path: Path) -> None:
     fingerprints = ["a", "a", "b"]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports once
     barrier = context.Barrier(len(fingerprints))
     workers = [
         context.Process(target=_write_at_once, args=(barrier, tmp_path, fingerprint))
