@@ -23,7 +23,8 @@ class Numeric(Input):
     log1p: bool = False
     """sign(x) * log(1 + |x|) before anything else."""
     standardize: bool = False
-    """Subtract the mean and divide by the standard deviation of the training split."""
+    """Subtract the mean and divide by the standard deviation of the training split (of its numbers
+    up to 3.4e38, which is as far as a float32 goes)."""
     num_buckets: Annotated[int, Field(ge=2)] | None = None
     """Turn the number into one of so many quantile buckets of the training split (an id)."""
     default: FiniteFloat = 0.0

@@ -11,8 +11,14 @@ class NumericKind(Kind[Numeric]):
     """`Numeric`: see there."""
 
     def moments(self, feature: Numeric, features: FeatureSet, schema: Schema) -> pl.Expr | None:
-        """Of standardised numbers, after log1p."""
-        return _finite(feature, schema) if feature.standardize else None
+        """Of standardised numbers, after log1p; of those that a float32 holds.
+
+        A single one of 1e300 would leave no deviation that can be divided by.
+        """
+        if not feature.standardize:
+            return None
+        value = expressions.transformed(feature, schema[source_of(feature)])
+        return pl.when(value.cast(pl.Float32).is_finite()).then(value)
 
     def quantiles(self, feature: Numeric, features: FeatureSet, schema: Schema) -> Quantiles | None:
         """Of bucketed numbers, after log1p."""

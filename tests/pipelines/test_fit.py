@@ -82,6 +82,13 @@ def test_a_column_without_spread_is_only_centred(values, expected):
     assert fitted(raw, Numeric(name="x", standardize=True)).moments["x"] == expected
 
 
+def test_a_number_that_no_float32_holds_does_not_spoil_the_moments():
+    features = fitted(
+        {"x": [1.0, 3.0, 1e300, -1e39], "label": [0, 1, 0, 1]}, Numeric(name="x", standardize=True)
+    )
+    assert features.moments["x"] == (2.0, 1.0)
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     values=st.lists(st.none() | st.integers(-20, 20), max_size=60),
