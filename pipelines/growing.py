@@ -43,10 +43,9 @@ def identified(
     if grow_from == "latest":
         for entry in known:
             base = _base_of(entry)
-            if entry.state == "present" and fingerprint_of(base and base.fingerprint) == (
-                _fingerprint(entry)
-            ):
-                return _fingerprint(entry), base
+            grown = fingerprint_of(None if base is None else base.fingerprint)
+            if entry.state == "present" and grown == _fingerprint(entry):
+                return grown, base
         base = Base(known[0].number, _fingerprint(known[0])) if known else None
     else:
         found = next((entry for entry in known if entry.number == grow_from), None)
@@ -57,7 +56,7 @@ def identified(
                 f" {numbers or 'none'}"
             )
         base = Base(grow_from, _fingerprint(found))
-    return fingerprint_of(base and base.fingerprint), base
+    return fingerprint_of(None if base is None else base.fingerprint), base
 
 
 def _known(store: Store, name: str) -> list[Entry]:
