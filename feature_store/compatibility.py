@@ -2,15 +2,16 @@
 
 The rule. Every feature of the model's version must be in the other and mean the same there:
 
-- it is declared the same, but for what only limits its vocabulary (`min_count`, `max_size`), and
-  reads raw columns of the same type;
+- it is declared the same, but for what only limits its vocabulary (`min_count`, `max_size`,
+  `max_distinct`), and reads raw columns of the same type;
 - its ids mean the same: the older vocabulary begins the newer one, so that new values have new ids
   and no old one has moved; hashes come from the same library;
 - its numbers mean the same: equal boundaries of buckets, moments and other learnt tables;
 - the labels of the model's version are there, declared the same.
 
 Features that only the other version has are ignored. A grown vocabulary is compatible: ids that the
-model's version does not have are values unseen to it.
+model's version does not have are values unseen to it. What `data` makes of files, as a window of
+events, is not seen here: `recsys features diff` shows how it changed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,8 +22,10 @@ import polars as pl
 
 from feature_store.encoding import FittedFeatures
 from feature_store.features import FIRST_ID, FeatureSet
+from feature_store.kinds import kind_of
+from feature_store.kinds import kind_of
 
-VOCABULARY_LIMITS = ("min_count", "max_size")
+VOCABULARY_LIMITS = ("min_count", "max_size", "max_distinct")
 """Settings of a feature that decide which values have ids, and never what an id means."""
 
 
@@ -90,7 +93,11 @@ def compare(before: FittedFeatures, after: FittedFeatures) -> Compatibility:
         if other is None:
             breaks.append(Change(name, "is gone"))
             continue
-        changes = [*_settings(described, other), *_learnt(name, before, after)]
+        changes = [
+            *_settings(described, other),
+            *_sources(name, before.feature_set, after.feature_set),
+            *_learnt(name, before, after),
+        ]
         breaks += [Change(name, change) for change in changes]
     breaks += [*_types(before, after), *_library(before, after)]
     grown = {
@@ -116,14 +123,22 @@ def same_ids(before: FittedFeatures, after: FittedFeatures, space: str) -> bool:
     """
     words, others = before.vocabularies.get(space), after.vocabularies.get(space)
     if words is None or others is None:
-        same = words is None and others is None
+        same = words is None and others is None and _sizes(before, space) == _sizes(after, space)
     else:
         same = _begins(words, others)
+    # What a cross is of decides what its ids mean too: of a number, it is the bucket.
+    features = before.feature_set.inputs
+    parts = {part for f in features if f.name == space for part in kind_of(f).refers(f)}
     return (
         same
-        and before.boundaries.get(space) == after.boundaries.get(space)
+        and all(before.boundaries.get(n) == after.boundaries.get(n) for n in (space, *parts))
         and _equal_tables(before.tables.get(space), after.tables.get(space))
     )
+
+
+def _sizes(fitted: FittedFeatures, space: str) -> set[int | None]:
+    """Numbers of ids of a space: one, or none where nobody has it."""
+    return {field.cardinality for field in fitted.layout.ids if field.space == space}
 
 
 def declared_alike(before: FeatureSet, after: FeatureSet) -> set[str]:
@@ -144,6 +159,30 @@ def _settings(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[st
     for key in {**mine, **theirs}:
         if key not in VOCABULARY_LIMITS and mine.get(key) != theirs.get(key):
             yield f"had {key} {mine.get(key)!r}, has {theirs.get(key)!r}"
+
+
+def _sources(name: str, before: FeatureSet, after: FeatureSet) -> Iterable[str]:
+    """Changes of the columns that a feature reads, whatever its own settings say of them."""
+    mine, theirs = _read(name, before), _read(name, after)
+    if mine.keys() != theirs.keys():
+        yield f"read the columns {', '.join(mine)}, reads {', '.join(theirs)}"
+        return
+    for column, derived in mine.items():
+        if derived != theirs[column]:
+            yield (
+                f"read {column!r} {_origin(derived)}, which is read {_origin(theirs[column])} now"
+            )
+
+
+def _read(name: str, features: FeatureSet) -> dict[str, str | None]:
+    """By column that a feature reads: what derives it; None: nothing, it is raw."""
+    feature = next((each for each in features.inputs if each.name == name), None)
+    columns = () if feature is None else kind_of(feature).sources(feature, features)
+    return {column: features.derived.get(column) for column in columns}
+
+
+def _origin(derived: str | None) -> str:
+    return "as a raw column" if derived is None else f"as {derived}"
 
 
 def _learnt(name: str, before: FittedFeatures, after: FittedFeatures) -> Iterable[str]:

@@ -73,7 +73,8 @@ class Bag(Input):
         return self
 
     def check(self, neighbours: Neighbours) -> None:
-        """`of` must be a categorical feature."""
+        """`of` must be a categorical feature, and its columns of no other's name."""
+        _check_columns(self, ["__weight"] if self.weights is not None else [], neighbours)
         categorical = neighbours.of_kind(Categorical)
         if self.of is not None and self.of not in categorical:
             raise ValueError(
@@ -132,6 +133,8 @@ class Sequence(Input):
                 f"sequence {self.name!r} is a history of {self.of!r}, which is not a"
                 f" categorical feature; {nearest(self.of, categorical)}"
             )
+        suffixes = ["__weight"] * (self.weights is not None) + ["__gap"] * bool(self.gaps)
+        _check_columns(self, suffixes, neighbours)
         if self.gaps and neighbours.timestamp is None:
             raise ValueError(f"sequence {self.name!r} has gaps, so features.timestamp is needed")
         if self.history is None:
@@ -151,6 +154,15 @@ class Sequence(Input):
             raise ValueError(
                 f"sequence {self.name!r}: history.where names the label {where!r};"
                 f" {nearest(where, list(neighbours.labels))}"
+            )
+
+
+def _check_columns(feature: Bag | Sequence, suffixes: list[str], neighbours: Neighbours) -> None:
+    for suffix in suffixes:
+        if (taken := f"{feature.name}{suffix}") in (*neighbours.features, *neighbours.labels):
+            raise ValueError(
+                f"{feature.kind} {feature.name!r} has a column {taken!r}, which is the name of"
+                " another feature or label; rename one of them"
             )
 
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from feature_store.compatibility import same_ids
 from feature_store.encoding import FittedFeatures
 from feature_store.features import (
     Bag,
@@ -199,3 +200,25 @@ def test_parts_that_cannot_be_crossed_are_refused(cross, message):
 def test_buckets_are_for_hashes():
     with pytest.raises(ValueError, match="num_buckets is for encoding 'hash'"):
         Cross(name="c", of=("user", "item"), num_buckets=9)
+
+
+def test_ids_of_a_cross_mean_others_where_the_buckets_of_a_part_do():
+    """By vocabulary and by hash; a hash into another number of buckets is another id too."""
+    parts = (Numeric(name="age", num_buckets=2), Categorical(name="user"))
+    crossed = FeatureSet(
+        inputs=(
+            *parts,
+            Cross(name="listed", of=("age", "user")),
+            Cross(name="hashed", of=("age", "user"), encoding="hash"),
+            Cross(name="few", of=("user", "age"), encoding="hash", num_buckets=9),
+        )
+    )
+    one = fit(TRAIN.lazy(), crossed)
+    older = fit(TRAIN.with_columns(pl.col("age") + 50.0).lazy(), crossed)
+    assert one.vocabularies["listed"].equals(older.vocabularies["listed"])
+    more = Cross(name="few", of=("user", "age"), encoding="hash", num_buckets=10)
+    other = fit(TRAIN.lazy(), crossed.model_copy(update={"inputs": (*crossed.inputs[:-1], more)}))
+    for name in ("listed", "hashed", "few"):
+        assert same_ids(one, one, name)
+        assert not same_ids(one, older, name)
+        assert same_ids(one, other, name) == (name != "few")

@@ -228,6 +228,11 @@ def test_columns_of_other_types_are_refused(column, dtype, message):
     [
         ((Bag(name="b", of="nothing"),), None, "bag 'b' is of 'nothing', which is not a categ"),
         ((Categorical(name="c"), Sequence(name="s", of="c", gaps=True)), None, "has gaps, so"),
+        (
+            (Bag(name="b", weights="w"), Categorical(name="b__weight")),
+            None,
+            "bag 'b' has a column 'b__weight', which is the name of another feature",
+        ),
     ],
 )
 def test_declarations_that_refer_to_nothing_are_refused(inputs, timestamp, message):

@@ -9,9 +9,10 @@ import torch
 from scipy.stats import chi2
 from support.catalogue import DENSE_OF, rows, table
 from support.encoded import LAYOUT
+from support.weighted import WEIGHTED
 
-from feature_store.entities import EntityTable
-from recsys.objectives.views import ViewReader, Views
+from feature_store.entities import EntityTable, save
+from recsys.objectives.views import ViewReader, Views, stacked
 
 
 @pytest.fixture
@@ -142,3 +143,22 @@ def test_more_items_than_there_are_is_an_error(items: EntityTable) -> None:
         reader(items, batch_size=59)
     assert reader(items, batch_size=None, default_size=1024).batch_size == 58
     assert reader(items, batch_size=None, default_size=32).batch_size == 32
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_values_of_views_keep_their_weights(tmp_path: Path, dropout: float) -> None:
+    """Each tag's weight tells which tag it is, also after others were dropped."""
+    frame = rows()
+    weights = frame["tags"].list.eval(pl.element().cast(pl.Float32) / 4)
+    items = table(tmp_path, frame)
+    save(tmp_path / "weighted", frame.with_columns(tags__weight=weights), items.information)
+    weighted = EntityTable(tmp_path / "weighted", "item", "item")
+    views = ViewReader(
+        weighted, WEIGHTED, DENSE_OF, masking="rfm", dropout=dropout, batch_size=9, seed=1
+    ).at(3)
+    tags = views.ids["tags"]
+    assert len(tags.values())
+    np.testing.assert_array_equal(tags.weights(), tags.values().float() / 4)
+    assert (views.ids["item"].weights() == 1.0).all()
+    both = stacked([views.ids, views.ids])["tags"]
+    np.testing.assert_array_equal(both.weights(), both.values().float() / 4)
