@@ -5,6 +5,7 @@ makes of any. Columns that a request brings win over stored ones. An unknown key
 values, empty histories and windows without events; it is counted.
 """
 
+import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,6 @@ from feature_store.online_store import (
     StoredTime,
     StoredWindows,
     VersionGone,
-    key_bytes,
 )
 from feature_store.packing import RowPacking
 from feature_store.windows import KEY, TIME, nanoseconds, window_columns
@@ -280,30 +280,29 @@ def complete(
     snapshot = version.published.snapshot
     missing = [name for name in wanted if name not in given.columns or name in brought]
     needed = _needed(snapshot.entities, given, missing, brought)
-    asked = {
-        entity.key: given.select(row_key(entity.key, given.schema[entity.key])).to_series()
-        for entity in needed
-    }
-    distinct = {key: hashes.unique() for key, hashes in asked.items()}
-    distinct = {key: hashes.filter(hashes != MISSING_ID) for key, hashes in distinct.items()}
-    found = version.values(
-        {key: key_bytes(hashes.reinterpret(signed=False)) for key, hashes in distinct.items()}
+    # A request is small, and every query of Polars has its price: few of them, Python otherwise.
+    asked = given.select(
+        row_key(entity.key, given.schema[entity.key]).alias(entity.key) for entity in needed
     )
+    distinct = {name: list(dict.fromkeys(asked.get_column(name))) for name in asked.columns}
+    distinct = {n: [key for key in keys if key != MISSING_ID] for n, keys in distinct.items()}
+    found = version.values({name: _key_bytes(keys) for name, keys in distinct.items()})
+    times = _Times.of(given, snapshot.time)
     columns: dict[str, pl.Series] = {}
     misses: dict[str, int] = {}
     for entity in needed:
-        pairs = zip(distinct[entity.key].to_list(), found[entity.key], strict=True)
+        keys = asked.get_column(entity.key)
+        pairs = zip(distinct[entity.key], found[entity.key], strict=True)
         rows = [(key, row) for key, row in pairs if row is not None]
-        has_none = (asked[entity.key] == MISSING_ID).any()
-        misses[entity.key] = len(distinct[entity.key]) - len(rows) + int(has_none)
+        misses[entity.key] = len(distinct[entity.key]) - len(rows) + int(MISSING_ID in keys)
         known = _Known(
             entity,
             RowPacking(entity.stored).unpack([row for _, row in rows]),
-            pl.Series([key for key, _ in rows], dtype=pl.Int64),
-            asked[entity.key],
-            snapshot.time,
+            [key for key, _ in rows],
+            keys,
+            times,
         )
-        columns |= known.columns(missing, given)
+        columns |= known.columns(missing)
     result = []
     for name in wanted:
         if name not in missing:
@@ -318,77 +317,134 @@ def complete(
 
 
 @dataclass(frozen=True)
+class _Times:
+    """The times of the rows, where they bring them; None: now."""
+
+    raw: pl.Series | None
+    """As numbers that keep the order of the raw column, null where there is none."""
+    ns: pl.Series
+    """In ns since 1970; null where there is none."""
+
+    @classmethod
+    def of(cls, given: pl.DataFrame, time: StoredTime | None) -> "_Times":
+        if time is None or time.column not in given.columns:
+            now = round(datetime.now(UTC).timestamp() * _PER_SECOND)
+            return cls(None, pl.Series([now] * given.height, dtype=pl.Int64))
+        dtype = given.schema[time.column]
+        raw, _ = time_number(time.column, dtype)
+        ns = nanoseconds(time.column, dtype, time.unit)
+        return cls(*given.select(raw.alias("raw"), ns.alias("ns")).get_columns())
+
+    def clock(self, history: StoredHistory) -> pl.Series | None:
+        """The rows' times as a history's elements have them; None: nothing is to be left out."""
+        if self.raw is None:
+            return None
+        return self.ns if history.clock == "ns" else self.raw
+
+
+@dataclass(frozen=True)
 class _Known:
     """What is stored of one entity's keys that rows name."""
 
     entity: StoredEntity
     stored: pl.DataFrame
     """A row per key that was found."""
-    keys: pl.Series
+    keys: list[int]
     """Their hashes."""
     asked: pl.Series
     """Per row, the hash of its key."""
-    time: StoredTime | None
+    times: _Times
 
-    def columns(self, missing: Sequence[str], given: pl.DataFrame) -> dict[str, pl.Series]:
+    def columns(self, missing: Sequence[str]) -> dict[str, pl.Series]:
         """The missing columns that this entity has, for every row."""
-        place_of = {key: place for place, key in enumerate(self.keys.to_list())}
-        places = pl.Series([place_of.get(k) for k in self.asked.to_list()], dtype=pl.UInt32)
-        lists = {name for history in self.entity.histories for name in history.columns}
-        found = {
-            name: self.stored.get_column(name).gather(places)
-            for name in missing
-            if name in self.entity.columns and name not in lists
-        }
-        for history in self.entity.histories:
-            if any(name in history.columns for name in missing):
-                found |= self._past(history, places, given)
+        histories = [h for h in self.entity.histories if not set(h.columns).isdisjoint(missing)]
+        lists = {name for history in histories for name in history.columns}
+        names = [name for name in missing if name in self.entity.columns and name not in lists]
+        found: dict[str, pl.Series] = {}
+        place_of = {key: place for place, key in enumerate(self.keys)}
+        places = pl.Series([place_of.get(key) for key in self.asked], dtype=pl.UInt32)
+        cut = self._cut(histories)
+        gathered = [pl.col(name).gather(places) for name in names]
+        gathered += [self._lists(n, places) for h in histories for n in h.columns if h not in cut]
+        if gathered:
+            rows = self.stored.select(gathered)
+            found = dict(zip(rows.columns, rows.get_columns(), strict=True))
+        for history in cut:
+            found |= self._past(history, places)
         for windows in self.entity.windows:
-            if any(name in windows.windows.names for name in missing):
-                found |= self._windows(windows, missing, given)
+            if not set(windows.windows.names).isdisjoint(missing):
+                found |= self._windows(windows, missing)
         return found
 
-    def _past(
-        self, history: StoredHistory, places: pl.Series, given: pl.DataFrame
-    ) -> dict[str, pl.Series]:
-        """A history's lists with what came strictly before the row's time, if rows bring it."""
-        names = list(dict.fromkeys((*history.columns, history.times)))
-        lists = self.stored.select(pl.col(names).gather(places))
-        if self.time is not None and self.time.column in given.columns:
-            if history.clock == "ns":
-                limit, element = self._nanoseconds(given), pl.col(history.times)
-            else:
-                dtype = given.schema[self.time.column]
-                limit, _ = time_number(self.time.column, dtype)
-                element, _ = time_number(history.times, element_type(lists.schema[history.times]))
-            limits = given.select(limit).to_series()
-            lists = _before(limits, lists, element, history.times)
+    def _lists(self, name: str, places: pl.Series) -> pl.Expr:
         # A build gives a list to every row, an empty one where there is no past.
-        empty = [
-            pl.col(name).fill_null(pl.lit([], dtype=lists.schema[name])) for name in history.columns
-        ]
-        filled = lists.select(empty)
-        return {name: filled.get_column(name) for name in history.columns}
+        empty = pl.lit([], dtype=self.stored.schema[name])
+        return pl.col(name).gather(places).fill_null(empty)
 
-    def _windows(
-        self, stored: StoredWindows, missing: Sequence[str], given: pl.DataFrame
-    ) -> dict[str, pl.Series]:
-        """Windows over the stored events as of the rows' time; of now if rows do not bring it."""
-        windows = stored.windows.only(missing)
+    def _cut(self, histories: Sequence[StoredHistory]) -> list[StoredHistory]:
+        """Those of which something is not yet past at the time of some row: mostly none."""
+        if not histories or self.times.raw is None:
+            return []
+        newest = self.stored.select(
+            _elements(h, self.stored, pl.col(h.times).list.last()).max().alias(str(place))
+            for place, h in enumerate(histories)
+        ).row(0)
+        cut = []
+        for history, last in zip(histories, newest, strict=True):
+            limits = self.times.clock(history)
+            assert limits is not None, "rows bring their times"
+            first = None if limits.has_nulls() else limits.min()
+            if last is not None and (first is None or last >= first):  # type: ignore[operator]
+                cut.append(history)
+        return cut
+
+    def _past(self, history: StoredHistory, places: pl.Series) -> dict[str, pl.Series]:
+        """A history's lists with what came strictly before the row's time; empty without one."""
+        limits = self.times.clock(history)
+        assert limits is not None, "rows bring their times"
+        names = list(dict.fromkeys((*history.columns, history.times)))
+        element = _elements(history, self.stored, pl.col(history.times))
+        placed = self.stored.select(pl.col(names).gather(places))
+        placed = placed.with_columns(limits.alias(_LIMIT)).with_row_index(_PLACE)
+        kept = (
+            placed.explode(names)
+            .filter(element < pl.col(_LIMIT))
+            .group_by(_PLACE, maintain_order=True)
+            .agg(names)
+        )
+        whole = placed.select(_PLACE).join(kept, on=_PLACE, how="left", maintain_order="left")
+        filled = whole.select(
+            pl.col(name).fill_null(pl.lit([], dtype=self.stored.schema[name]))
+            for name in history.columns
+        )
+        return dict(zip(filled.columns, filled.get_columns(), strict=True))
+
+    def _windows(self, stored: StoredWindows, missing: Sequence[str]) -> dict[str, pl.Series]:
+        """Windows over the stored events as of the rows' time."""
         lists = [pl.col(column).alias(name) for column, name in stored.lists.items()]
-        events = self.stored.select(self.keys.alias(KEY), *lists)
-        events = events.explode(list(stored.lists.values())).drop_nulls(TIME)
-        if self.time is not None and self.time.column in given.columns:
-            time = self._nanoseconds(given)
-        else:
-            time = pl.lit(round(datetime.now(UTC).timestamp() * _PER_SECOND), pl.Int64)
-        queries = given.select(self.asked.alias(KEY), time.alias(TIME))
-        found = window_columns(windows, queries, events)
-        return {name: found.get_column(name) for name in found.columns}
+        keys = pl.Series(KEY, self.keys, dtype=pl.Int64)
+        events = (
+            self.stored.lazy()
+            .select(keys, *lists)
+            .explode(list(stored.lists.values()))
+            .filter(pl.col(TIME).is_not_null())
+            .collect()
+        )
+        queries = pl.DataFrame([self.asked.alias(KEY), self.times.ns.alias(TIME)])
+        found = window_columns(stored.windows.only(missing), queries, events)
+        return dict(zip(found.columns, found.get_columns(), strict=True))
 
-    def _nanoseconds(self, given: pl.DataFrame) -> pl.Expr:
-        assert self.time is not None, "rows without a time have no windows"
-        return nanoseconds(self.time.column, given.schema[self.time.column], self.time.unit)
+
+def _elements(history: StoredHistory, stored: pl.DataFrame, time: pl.Expr) -> pl.Expr:
+    """The time of an element as a number, as `_Times` has those of rows."""
+    if isinstance(element_type(stored.schema[history.times]), pl.Date | pl.Datetime):
+        return time.cast(pl.Datetime("us")).cast(pl.Int64)
+    return time
+
+
+def _key_bytes(keys: Sequence[int]) -> list[bytes]:
+    """`online_store.key_bytes` of a few signed hashes."""
+    return [struct.pack(">q", key) for key in keys]
 
 
 def _needed(
@@ -415,30 +471,3 @@ def _needed(
 
 def _names(entity: StoredEntity) -> set[str]:
     return {*entity.columns, *(name for w in entity.windows for name in w.windows.names)}
-
-
-def _before(limits: pl.Series, lists: pl.DataFrame, element: pl.Expr, times: str) -> pl.DataFrame:
-    """Lists without the elements whose time is not before the row's; empty for rows without one.
-
-    Args:
-        limits: The rows' times.
-        lists: Aligned list columns.
-        element: The time of an element, once lists are exploded.
-        times: Column with the elements' times.
-    """
-    newest = lists.select(pl.col(times).list.last()).select(element).to_series()
-    # Mostly all is past, and nothing needs to be taken apart.
-    cut = newest.is_not_null() & ~(newest < limits).fill_null(False)
-    if not cut.any():
-        return lists
-    placed = lists.with_columns(limits.alias(_LIMIT)).with_row_index(_PLACE)
-    kept = (
-        placed.filter(cut)
-        .explode(lists.columns)
-        .filter(element < pl.col(_LIMIT))
-        .group_by(_PLACE, maintain_order=True)
-        .agg(lists.columns)
-    )
-    whole = placed.filter(~cut).select(_PLACE, *lists.columns)
-    both = placed.select(_PLACE).join(pl.concat([whole, kept]), on=_PLACE, how="left")
-    return both.sort(_PLACE).select(lists.columns)

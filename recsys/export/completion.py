@@ -54,8 +54,12 @@ class Completion:
             completed = self.features.complete(table, brought, self.signature.names)
         except NoKey as error:
             raise InvalidRows([self._lacking(error, brought)]) from error
-        typed = completed.rows.select(
-            pl.col(column.name).cast(column.dtype) for column in self.signature.columns
+        typed = pl.DataFrame(
+            [
+                values if values.dtype == column.dtype else values.cast(column.dtype)
+                for values, column in zip(completed.rows, self.signature.columns, strict=True)
+            ],
+            height=completed.rows.height,
         )
         return Completed(typed, completed.published, completed.misses)
 
@@ -96,7 +100,7 @@ class Completion:
             raise InvalidRows([p._replace(row=None) for p in error.problems]) from error
         rows = [{open_keys[0]: candidate} for candidate in candidates]
         items, _ = given(rows, columns)
-        repeated = table.select(pl.all().gather(pl.zeros(len(rows), pl.UInt32, eager=True)))
+        repeated = table[[0] * len(rows)]
         if not rows:  # no candidate brings its column
             key = next(column for column in columns if column.name == open_keys[0])
             items = pl.DataFrame(schema={key.name: key.dtype})
