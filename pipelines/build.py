@@ -21,6 +21,7 @@ from feature_store.store import Metadata, Store, Version
 from feature_store.workspace import Workspace
 from pipelines import assembly, checks, event_tables, identity, leakage, missing, rejection
 from pipelines.damage import naming_files
+from pipelines.disk import told_if_full
 from pipelines.downsampling import require_no_other, thinned
 from pipelines.fit import learn, with_nullable
 from pipelines.folds import out_of_fold
@@ -110,7 +111,11 @@ def build(
         warnings = checks.check_version(data.checks, found, store)
         return _result(found, warnings, reused=True)
     older = None if base is None else store.open(name, base.number)
-    with store.workspace(name) as workspace, naming_files(sources, data.tables):
+    with (
+        told_if_full(store.path),
+        store.workspace(name) as workspace,
+        naming_files(sources, data.tables),
+    ):
         staged = workspace.path / "raw"
         staged.mkdir()
         source = read(data, feature_set, staged, on_progress=on_progress, mapper=mapper)
