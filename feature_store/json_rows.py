@@ -7,6 +7,7 @@ gives the same values and the reason of every line that is left out.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,13 @@ LINE = "__line"
 NO_VALUES = "no values"
 _NOT_JSON = "not JSON"
 _SAMPLED_LINES = 20
+_WORTH_LINES = 200
+"""So many good lines before a bad one are read at once."""
+_LOOKED_AT_LINES = 1000
+"""So many lines are read one by one where bad ones stand close together."""
+_RETRIED_LINES = 5000
+"""So many lines are tried at once after a bad one."""
+_ROW_OF_ERROR = re.compile(r" in row (\d+)")
 _SHOWN_CHARACTERS = 60
 _END_INTEGER = 2.0**63
 _NATURAL: dict[str, pa.DataType] = {
@@ -62,6 +70,10 @@ class Decoded:
     """Some of the fields that there are; nested ones as `user.id`."""
 
 
+_Piece = tuple[pl.DataFrame, list[Failure]]
+"""Some lines of a block, as `Decoded` has them."""
+
+
 class _Unfit(ValueError):
     """A value that the declared type has no room for."""
 
@@ -85,6 +97,8 @@ class JsonRows:
         self.columns = dict(columns)
         self.paths = {name: _paths(fields[name]) for name in columns}
         self.missing = ["", *null_values]
+        types = {name: polars_type(form.type) for name, form in self.columns.items()}
+        self.none = pl.DataFrame(schema={LINE: pl.Int64(), **types})
 
     def decode(self, block: bytes) -> Decoded:
         """The rows of complete lines; the last one may lack its end."""
@@ -93,21 +107,55 @@ class JsonRows:
         lines = block.removesuffix(b"\n").split(b"\n")
         sample = [found for line in lines[:_SAMPLED_LINES] if (found := _object(line)) is not None]
         fields = frozenset(name for found in sample for name in _fields(found))
-        frame = self._at_once(block, len(lines), sample)
-        if frame is not None:
-            return Decoded(frame, [], fields)
-        return self._line_by_line(lines, fields)
+        schema = self._schema(sample)
+        pieces = []
+        start = 0
+        odd = _suspicious(lines)
+        if len(odd) > 1 + len(lines) // _WORTH_LINES:
+            odd, schema = [], None
+        for end in [*odd, len(lines)]:
+            # In the lines before it no object goes on in the next line, and none holds two.
+            pieces += self._decoded(lines, start, end, schema)
+            if end < len(lines):
+                pieces.append(self._line_by_line(lines[end : end + 1], end))
+            start = end + 1
+        failures = [failure for _, failed in pieces for failure in failed]
+        frames = [frame for frame, _ in pieces if len(frame)]
+        return Decoded(pl.concat(frames) if frames else self.none, failures, fields)
+
+    def _decoded(
+        self, lines: list[bytes], start: int, end: int, schema: pa.Schema | None
+    ) -> list[_Piece]:
+        """Lines that may be read at once, but for some of them."""
+        pieces: list[_Piece] = []
+        until = end
+        while start < end or not pieces:
+            until = min(until, end)
+            found = None if schema is None else self._at_once(lines[start:until], start, schema)
+            if isinstance(found, int) and found >= _WORTH_LINES:
+                good = start + found
+                pieces += self._decoded(lines, start, good, schema)
+                pieces.append(self._line_by_line(lines[good : good + 1], good))
+                start = good + 1
+            elif isinstance(found, pl.DataFrame):
+                pieces.append((found, []))
+                start = until
+            else:
+                # To read the few lines before the next bad one at once would cost more than this.
+                near = min(end, start + _LOOKED_AT_LINES)
+                pieces.append(self._line_by_line(lines[start:near], start))
+                start = near
+            until = start + _RETRIED_LINES
+        return pieces
 
     def _at_once(
-        self, block: bytes, num_lines: int, sample: list[dict[str, Any]]
-    ) -> pl.DataFrame | None:
-        """All lines, or None if any of them wants a closer look."""
-        # With these ends no object can go on in the next line, nor a line hold more than one
-        # without another holding none.
-        begins = block.count(b"\n{") + block.startswith(b"{")
-        ends = block.count(b"}\n") + block.endswith(b"}")
-        schema = self._schema(sample)
-        if begins != num_lines or ends != num_lines or schema is None or not _is_utf8(block):
+        self, lines: list[bytes], start: int, schema: pa.Schema
+    ) -> pl.DataFrame | int | None:
+        """All lines; or the number of the first one that cannot be read so; or None: any may be."""
+        if not lines:
+            return self.none
+        block = b"\n".join(lines)
+        if not _is_utf8(block):
             return None
         try:
             table = pyarrow.json.read_json(
@@ -117,9 +165,10 @@ class JsonRows:
                     explicit_schema=schema, unexpected_field_behavior="ignore"
                 ),
             )
-        except pa.ArrowInvalid:
-            return None
-        if table.num_rows != num_lines:
+        except pa.ArrowInvalid as error:
+            row = _ROW_OF_ERROR.search(str(error))
+            return None if row is None else int(row[1])
+        if table.num_rows != len(lines):
             return None
         leaves = self._leaves(pl.DataFrame(table))
         try:
@@ -130,11 +179,13 @@ class JsonRows:
         except SchemaMismatch:
             return None
         typed = leaves.select(values)
-        lost = [typed[name].is_null() & leaves[name].is_not_null() for name in typed.columns]
-        empty = typed.select(pl.all_horizontal(pl.all().is_null()).any()).item()
-        if empty or any(column.any() for column in lost):
-            return None
-        return typed.with_row_index(LINE).with_columns(pl.col(LINE).cast(pl.Int64))
+        wrong = [typed[name].is_null() & leaves[name].is_not_null() for name in typed.columns]
+        empty = typed.select(pl.all_horizontal(pl.all().is_null())).to_series()
+        bad = pl.select(pl.any_horizontal([empty, *wrong])).to_series().arg_true()
+        if len(bad):
+            return int(bad[0])
+        numbers = pl.Series(LINE, range(start, start + len(lines)), pl.Int64)
+        return typed.insert_column(0, numbers)
 
     def _schema(self, sample: list[dict[str, Any]]) -> pa.Schema | None:
         """What Arrow is to expect; None if there is no telling."""
@@ -148,20 +199,18 @@ class JsonRows:
 
     def _leaves(self, frame: pl.DataFrame) -> pl.DataFrame:
         """The values of the columns as they stand in the lines."""
-        columns = []
-        for name, paths in self.paths.items():
-            value = pl.coalesce(_field(path) for path in paths)
-            dtype = frame.select(value.alias(name)).schema[name]
-            if isinstance(dtype, pl.String):
-                value = pl.when(~value.is_in(self.missing)).then(value)
-            columns.append(value.alias(name))
-        return frame.select(columns)
+        leaves = frame.select(
+            pl.coalesce(_field(path) for path in paths).alias(name)
+            for name, paths in self.paths.items()
+        )
+        texts = pl.col(pl.String)
+        return leaves.with_columns(pl.when(~texts.is_in(self.missing)).then(texts))
 
-    def _line_by_line(self, lines: list[bytes], fields: frozenset[str]) -> Decoded:
+    def _line_by_line(self, lines: list[bytes], start: int) -> _Piece:
         failures: list[Failure] = []
         numbers: list[int] = []
         texts: dict[str, list[Any]] = {name: [] for name in self.columns}
-        for number, line in enumerate(lines):
+        for number, line in enumerate(lines, start):
             row = self._texts(number, line)
             if isinstance(row, Failure):
                 failures.append(row)
@@ -169,20 +218,24 @@ class JsonRows:
             numbers.append(number)
             for name, text in row.items():
                 texts[name].append(text)
+        if not numbers:
+            return self.none, failures
         columns, lost = [], []
         for name, form in self.columns.items():
             column, failed = _typed(name, texts[name], form)
             columns.append(column)
             lost.append(failed)
         frame = pl.DataFrame([pl.Series(LINE, numbers, pl.Int64), *columns])
-        bad = pl.select(pl.any_horizontal(lost)).to_series() if lost else pl.Series(dtype=pl.Boolean)
+        bad = (
+            pl.select(pl.any_horizontal(lost)).to_series() if lost else pl.Series(dtype=pl.Boolean)
+        )
         for place in bad.arg_true():
             name = next(n for n, f in zip(self.columns, lost, strict=True) if f[place])
-            line = lines[numbers[place]]
+            line = lines[numbers[place] - start]
             value = self._value(json.loads(line), name)
             failures.append(_unfit(numbers[place], name, self.columns[name], value, line))
         failures.sort(key=lambda failure: failure.line)
-        return Decoded(frame.filter(~bad), failures, fields)
+        return frame.filter(~bad), failures
 
     def _texts(self, number: int, line: bytes) -> dict[str, Any] | Failure:
         """The values of one line as text, lists as lists of text."""
@@ -210,6 +263,11 @@ class JsonRows:
     def _value(self, found: dict[str, Any], name: str) -> Any:
         values = (_at(found, path) for path in self.paths[name])
         return next((value for value in values if value is not None), None)
+
+
+def _suspicious(lines: list[bytes]) -> list[int]:
+    """Lines that do not begin and end as an object does."""
+    return [n for n, line in enumerate(lines) if line[:1] != b"{" or line[-1:] != b"}"]
 
 
 def _paths(field: str) -> list[tuple[str, ...]]:

@@ -177,20 +177,37 @@ VALUES = st.one_of(SCALARS, st.lists(SCALARS, max_size=3), st.just({"a": 1}))
 TYPES = st.sampled_from(["string", "int", "float", "bool", "date", "list<int>", "list<string>"])
 
 
+@pytest.mark.parametrize("few", [1, 2, 500])
+def test_bad_lines_among_many_take_no_others_with_them(
+    monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    monkeypatch.setattr("feature_store.json_rows._WORTH_LINES", few)
+    monkeypatch.setattr("feature_store.json_rows._RETRIED_LINES", 3 * few)
+    bad = {0: "{bad}", 700: '{"n": 1.5}', 701: "", 1400: '{"n": {}}', 1403: "[]", 2999: '{"n"}'}
+    lines = [bad.get(i, f'{{"n": {i}, "s": "{i}"}}') for i in range(3000)]
+    got = decoded("\n".join(lines) + "\n", {"n": "int", "s": "string"})
+    assert got.frame.rows() == [(i, i, str(i)) for i in range(3000) if i not in bad]
+    assert [failure.line for failure in got.failures] == sorted(bad)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
+    few=st.sampled_from([1, 2, 200]),
     types=st.tuples(TYPES, TYPES),
     rows=st.lists(
         st.fixed_dictionaries({}, optional={"a": VALUES, "b": VALUES}), min_size=1, max_size=6
     ),
 )
 def test_a_line_is_read_alike_whatever_stands_beside_it(
-    types: tuple[str, str], rows: list[dict[str, Any]]
+    few: int, types: tuple[str, str], rows: list[dict[str, Any]]
 ) -> None:
     columns = dict(zip("ab", types, strict=True))
     lines = [json.dumps(row) for row in rows]
     alone = [decoded(line, columns) for line in lines]
-    together = decoded("\n".join(lines), columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("feature_store.json_rows._WORTH_LINES", few)
+        patch.setattr("feature_store.json_rows._RETRIED_LINES", few)
+        together = decoded("\n".join(lines), columns)
     rows_alone = [d.frame.drop("__line") for d in alone]
     assert together.frame.drop("__line").equals(pl.concat(rows_alone))
     kept = [place for place, d in enumerate(alone) if len(d.frame)]
