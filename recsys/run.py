@@ -364,6 +364,7 @@ def export(
             "made_of": made_of(trained.checkpoint),
             "metrics": {split: values["metrics"] for split, values in headline.items()},
             "embeddings": {"summary": change.sentence(), **asdict(change)},
+            "windows": window_rules(trained.experiment.data.events),
         },
         on_progress=lambda stage, done, total: progress("export", stage, done, total),
         text=text_format(trained.experiment.data),
