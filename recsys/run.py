@@ -16,6 +16,7 @@ import torch
 
 from feature_store.asof import histories
 from feature_store.document import read_json
+from feature_store.online_store import window_rules
 from feature_store.selection import SELECTION_FILE
 from feature_store.store import Store, Version
 from pipelines import build as pipeline
