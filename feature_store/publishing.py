@@ -26,6 +26,7 @@ from feature_store.online_store import (
 )
 from feature_store.packing import RowPacking
 from feature_store.store import Store, Version
+from feature_store.version import parse_reference
 
 SNAPSHOT_FOLDER, SNAPSHOT_FILE = "online", "snapshot.json"
 GRACE_SECONDS = 10.0
@@ -56,12 +57,7 @@ def select(store: Path, wanted: str) -> Version:
         VersionNotFound: Lists what there is.
         ValueError: What stands after the `@` is no number.
     """
-    name, at, number = wanted.partition("@")
-    if at and not number.isdecimal():
-        raise ValueError(
-            f"{wanted!r} names no version: expected NAME@NUMBER, as `recsys features list` shows"
-        )
-    return Store(store).open(name, int(number) if at else None)
+    return Store(store).open(*parse_reference(wanted))
 
 
 def read_snapshot(version: Version) -> Snapshot:

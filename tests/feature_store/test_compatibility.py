@@ -115,6 +115,18 @@ def test_other_numbers_break_where_they_were_learnt() -> None:
     assert str(change) == "'price' has learnt other values"
 
 
+def test_a_derived_column_of_another_expression_breaks_what_reads_it() -> None:
+    derived = {"price": "cost * 2"}
+    mine = replace(BEFORE, feature_set=FEATURES.model_copy(update={"derived": derived}))
+    theirs = replace(BEFORE, feature_set=FEATURES.model_copy(update={"derived": {"price": "cost"}}))
+    assert compare(mine, mine).is_compatible
+    price, level = compare(mine, theirs).breaks
+    assert str(price) == "'price' read 'price' as cost * 2, which is read as cost now"
+    assert level.feature == "level"
+    price, level = compare(BEFORE, mine).breaks
+    assert price.what == "read 'price' as a raw column, which is read as cost * 2 now"
+
+
 def test_a_raw_column_of_another_type_and_another_hash_break() -> None:
     columns = [
         column.model_copy(update={"type": "int"}) if column.name == "item" else column
