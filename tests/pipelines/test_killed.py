@@ -17,7 +17,16 @@ from pipelines.sources import DataConfig, OnProgress
 FEATURES = FeatureSet(inputs=(Categorical(name="item"),), labels=(Label(name="clicked"),))
 ROWS = {"old": 300, "new": 400}
 EVENTS = ("os.rename", "os.mkdir", "os.remove", "open")
-MOST_POINTS = 200
+STAGES = (
+    "reading new.csv",
+    "gathering histories and splitting",
+    "counting rows and labels",
+    "fitting features",
+    "encoding and writing",
+)
+MOST_POINTS = 24
+"""That are tried out of those where a build touches the store; the last ones all are."""
+LAST_POINTS = 10
 
 
 def write_log(folder: Path, name: str) -> None:
@@ -34,10 +43,10 @@ def build_log(folder: Path, name: str, on_progress: OnProgress = lambda *_: None
     build("clicks", data, FEATURES, Store(folder / "store"), on_progress)
 
 
-def build_until(folder: Path, point: int) -> None:
-    """Build "new" and die at the point-th time that the store's files are touched.
+def build_until(folder: Path, point: int | str) -> None:
+    """Build "new" and die at the point-th time that the store's files are touched, or in a stage.
 
-    At point 0: while rows stream into their files.
+    The file `touched` tells how often that was, if the build comes to its end.
     """
     touched = 0
 
@@ -48,12 +57,13 @@ def build_until(folder: Path, point: int) -> None:
             if touched == point:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def die_writing(stage: str, done: int, total: int | None) -> None:
-        if point == 0 and stage == "encoding and writing" and done:
+    def die_in_stage(stage: str, done: int, total: int | None) -> None:
+        if stage == point and (done or stage != STAGES[-1]):
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(die)
-    build_log(folder, "new", die_writing)
+    build_log(folder, "new", die_in_stage)
+    (folder / "touched").write_text(str(touched))
 
 
 def rows_of_latest(folder: Path) -> int:
@@ -66,28 +76,46 @@ def rows_of_latest(folder: Path) -> int:
     return num_rows
 
 
+def run(folder: Path, point: int | str) -> int | None:
+    """The exit code of a process that builds until a point."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imports once
+    child = context.Process(target=build_until, args=(folder, point))
+    child.start()
+    child.join(60)
+    return child.exitcode
+
+
+def points(folder: Path) -> list[int | str]:
+    """Every stage, and some of the moments at which an undisturbed build touches the store."""
+    folder.mkdir()
+    for name in ROWS:
+        write_log(folder, name)
+    build_log(folder, "old")
+    assert run(folder, 0) == 0
+    touched = int((folder / "touched").read_text())
+    assert touched > LAST_POINTS, "too few points to mean anything"
+    step = -(-touched // (MOST_POINTS - LAST_POINTS))
+    some = {*range(1, touched, step), *range(touched - LAST_POINTS + 1, touched + 1)}
+    return [*STAGES, *sorted(some)]
+
+
 def test_a_build_killed_at_any_point_leaves_the_last_version_and_the_next_build_works(
     tmp_path: Path,
 ) -> None:
     for name in ROWS:
         write_log(tmp_path, name)
     build_log(tmp_path, "old")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # imports once
-    point, committed_at = -1, None
-    while True:
-        point += 1
-        assert point < MOST_POINTS, "the build never ends"
-        child = context.Process(target=build_until, args=(tmp_path, point))
-        child.start()
-        child.join(60)
-        if child.exitcode == 0:
+    committed = False
+    for point in points(tmp_path / "undisturbed"):
+        code = run(tmp_path, point)
+        if code == 0:  # it found the version of a build that died after its commit
+            assert committed
             break
-        assert child.exitcode == -signal.SIGKILL
-        if committed_at is None and rows_of_latest(tmp_path) == ROWS["new"]:
-            committed_at = point
-        assert rows_of_latest(tmp_path) == (ROWS["old"] if committed_at is None else ROWS["new"])
-    assert point > 15, "too few points to mean anything"
+        assert code == -signal.SIGKILL
+        committed = committed or rows_of_latest(tmp_path) == ROWS["new"]
+        assert rows_of_latest(tmp_path) == ROWS["new" if committed else "old"]
+    assert run(tmp_path, 0) == 0
     assert rows_of_latest(tmp_path) == ROWS["new"]
     store = Store(tmp_path / "store")
     versions = store.history("clicks")
