@@ -45,7 +45,7 @@ def test_the_command_publishes_all_keys_and_says_how_to_serve_them(
 @pytest.mark.parametrize(
     ("wanted", "error", "message"),
     [
-        ("clicks@x", ValueError, "expected NAME@NUMBER"),
+        ("clicks@x", ValueError, "expected NAME or NAME@NUMBER"),
         ("clicks@7", VersionNotFound, "has no version 7"),
         ("click", VersionNotFound, "did you mean 'clicks'"),
     ],
