@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from feature_store.compatibility import compare, declared_alike
 from feature_store.encoding import FittedFeatures, SchemaMismatch
 from feature_store.features import FeatureSet
 from pipelines.fit import fit
@@ -176,3 +177,16 @@ def test_what_cannot_be_derived_is_refused_when_it_is_declared(features, said):
     inputs = [{"kind": "numeric", "name": "price"}]
     with pytest.raises(ValidationError, match=said):
         FeatureSet.model_validate({"inputs": inputs, **features})
+
+
+def test_another_expression_makes_another_feature():
+    inputs = ({"kind": "categorical", "name": "x"}, {"kind": "categorical", "name": "city"})
+    before = fitted({"x": "LOWER(city)"}, *inputs)
+    after = fitted({"x": "UPPER(city)"}, *inputs)
+    assert declared_alike(before.feature_set, after.feature_set) == {"city", "label"}
+    assert declared_alike(before.feature_set, before.feature_set) == {"x", "city", "label"}
+    broken = {change.feature: change.what for change in compare(before, after).breaks}
+    assert list(broken) == ["x"]
+    same_names = fitted({"x": "LOWER(city)"}, {"kind": "categorical", "name": "x", "side": "item"})
+    assert not compare(before, same_names).is_compatible
+    assert compare(before, before).is_compatible

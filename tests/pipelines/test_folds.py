@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from feature_store.compatibility import compare
 from feature_store.features import (
     ROW_COLUMN,
     SPLIT_COLUMN,
@@ -187,6 +188,7 @@ def test_a_version_that_grows_gets_rates_of_its_own_rows(tmp_path):
     grown = fit(new.lazy(), features.model_copy(update={"grow_from": "latest"}), base=base)
     assert base.encode(new.lazy()).collect()["f"][0] == 0.75
     assert grown.encode(new.lazy()).collect()["f"][0] == 0.25
+    assert compare(base, grown).is_compatible
 
 
 def test_a_derived_column_must_not_have_the_name_of_a_column_of_the_data(tmp_path):
