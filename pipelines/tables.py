@@ -154,6 +154,11 @@ def _table_files(table: TableConfig) -> list[SourceFile]:
             found += _of_delta(delta_files(entry, table.version))
         elif table.format == "iceberg" or (table.format is None and is_iceberg(entry)):
             found += _of_iceberg(iceberg_files(entry, table.version))
+        elif table.format is not None and (is_delta(entry) or is_iceberg(entry)):
+            raise ValueError(
+                f"{entry} is a table with a log, whose folder also holds files that are no longer"
+                f" its rows; leave out format: {table.format}"
+            )
         elif table.version is not None:
             raise ValueError(f"version {table.version}: {entry} has no versions")
         else:

@@ -66,6 +66,11 @@ def test_what_was_overwritten_is_not_read(tmp_path: Path) -> None:
     assert found(tmp_path, path) == [("ann", 1.5, 1)]
 
 
+def test_the_files_of_a_table_are_not_read_without_its_log(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"clicks is a table with a log.*leave out format: parq"):
+        found(tmp_path, table(tmp_path), format="parquet")
+
+
 def test_files_older_than_a_column_miss_its_values(tmp_path: Path) -> None:
     columns = {"user": "string", "size": "float", "clicked": "int"}
     rows, _ = read_raw(tmp_path, table(tmp_path), SIZED, columns=columns)
