@@ -12,6 +12,7 @@ Whatever else changed, as the mean that a number is standardised with, is told t
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from feature_store.compatibility import Change, compare, same_ids
 from feature_store.document import read_json
@@ -59,11 +60,12 @@ def warm_start(experiment: Experiment, version: Version) -> WarmStart | None:
         name = mine.space.name
         if name not in theirs or not same_ids(before.fitted, version.fitted, name):
             anew.append(name)
-        elif mine.space.cardinality != theirs[name].space.cardinality:
-            if _has_a_row_per_id(mine) and _has_a_row_per_id(theirs[name]):
-                grown.append(name)
-            elif not _keeps_rows(theirs[name], mine):
-                anew.append(name)
+            continue
+        became = fate(theirs[name], mine)
+        if became == "grown":
+            grown.append(name)
+        elif became == "anew":
+            anew.append(name)
     changes = compare(before.fitted, version.fitted).breaks
     return WarmStart(
         Checkpoints(run_dir / CHECKPOINTS_FOLDER).best(),
@@ -73,17 +75,23 @@ def warm_start(experiment: Experiment, version: Version) -> WarmStart | None:
     )
 
 
-def _has_a_row_per_id(sized: SizedSpace) -> bool:
-    return kind_of(sized.config) == _ROW_PER_ID and not sized.space.hashed
+def fate(before: SizedSpace, now: SizedSpace) -> Literal["stayed", "grown", "anew"]:
+    """What becomes of a space's weights if every id means what it meant, and more may have come.
 
-
-def _keeps_rows(before: SizedSpace, now: SizedSpace) -> bool:
-    """Whether an id finds the same rows, however many ids there are."""
+    Args:
+        before: the space as the earlier run had it.
+        now: as this run has it.
+    """
     if before.space.hashed != now.space.hashed:
-        return False
+        return "anew"
+    if before.space.cardinality == now.space.cardinality:
+        return "stayed"
     if now.space.hashed:
-        return before.space.num_ids == now.space.num_ids
-    return kind_of(now.config) == kind_of(before.config) == _ROWS_BY_KEY
+        return "stayed" if before.space.num_ids == now.space.num_ids else "anew"
+    kinds = (kind_of(before.config), kind_of(now.config))
+    if kinds == (_ROW_PER_ID, _ROW_PER_ID):
+        return "grown"
+    return "stayed" if kinds == (_ROWS_BY_KEY, _ROWS_BY_KEY) else "anew"
 
 
 def told(start: WarmStart) -> str:

@@ -9,16 +9,18 @@ import pytest
 import torch
 
 from feature_store.compatibility import IncompatibleVersion
+from feature_store.features import IdField, Layout
 from recsys import run as stages
 from recsys.checkpoint import CheckpointMismatch
 from recsys.dataset import BatchReader
 from recsys.embeddings.compression.dynamic import Dynamic
+from recsys.embeddings.config import EmbeddingsConfig, sized_spaces
 from recsys.embeddings.serving import whole_tables
 from recsys.experiment import Experiment
 from recsys.rundir import RunNotFound, prepare_run, report_folder
 from recsys.trained import Trained, batches, load_trained, reading
 from recsys.training.log import read_metrics
-from recsys.warm_start import told, warm_start
+from recsys.warm_start import fate, told, warm_start
 
 pytestmark = pytest.mark.distributed
 
@@ -197,6 +199,43 @@ def test_what_cannot_be_started_from_is_refused(first: tuple[Path, Path]) -> Non
     with pytest.raises(CheckpointMismatch, match=r"'item' was trained as 'dynamic'.*'cafe'"):
         other = experiment_of(path, folder, 8, warm=run_dir, item=cafe, name="other")
         stages.train(other, root=runs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "before", "now", "expected"),
+    [
+        ({}, 10, 10, "stayed"),
+        ({}, 10, 14, "grown"),
+        ({"num_embeddings": 8}, 10, 14, "stayed"),  # hashed into as many rows as before
+        ({"num_embeddings": 12}, 10, 14, "anew"),  # had a row per id, is hashed now
+        ({"num_embeddings": 12}, 10, 12, "grown"),
+        ({"scheme": "compositional"}, 10, 14, "anew"),  # what an id is made of depends on how many
+        ({"scheme": "compositional"}, 10, 10, "stayed"),
+        ({"scheme": {"kind": "dynamic", "capacity": 6}}, 10, 14, "stayed"),  # rows are kept by id
+    ],
+)
+def test_what_becomes_of_a_space_that_has_grown(
+    settings: dict[str, Any], before: int, now: int, expected: str
+) -> None:
+    config = EmbeddingsConfig.model_validate(
+        {"default": {"embedding_dim": 4}, "features": {"item": settings}}
+    )
+    (old,), (new,) = (
+        sized_spaces(
+            Layout(
+                ids=(
+                    IdField(
+                        name="item", shape="single", side="item", space="item", cardinality=size
+                    ),
+                ),
+                dense=(),
+                tasks=("label",),
+            ),
+            config,
+        )
+        for size in (before, now)
+    )
+    assert fate(old, new) == expected
 
 
 def grown_experiment(
