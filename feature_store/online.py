@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import JsonValue
 
 from feature_store.columns import element_type, time_number
 from feature_store.encoding import FittedFeatures, row_key
@@ -32,6 +33,7 @@ from feature_store.online_store import (
     StoredTime,
     StoredWindows,
     VersionGone,
+    window_rules,
 )
 from feature_store.packing import RowPacking
 from feature_store.windows import KEY, TIME, nanoseconds, window_columns
@@ -88,17 +90,24 @@ class OnlineFeatures:
     Args:
         store: Where versions are published.
         fitted: The model's features, which say what stored columns must be.
+        windows: What the windows were in the model's data, from `online_store.window_rules`.
 
     Raises:
         OnlineStoreError: Nothing was published, or the store does not answer.
         FeaturesMismatch: The published version is not for this model.
     """
 
-    def __init__(self, store: OnlineStore, fitted: FittedFeatures) -> None:
+    def __init__(
+        self,
+        store: OnlineStore,
+        fitted: FittedFeatures,
+        windows: Mapping[str, JsonValue] | None = None,
+    ) -> None:
         self._store = store
         self._fitted = fitted
+        self._windows = windows or {}
         self._version = store.open()
-        require_compatible(self._version.published, fitted)
+        require_compatible(self._version.published, fitted, self._windows)
         self._checked = time.monotonic()
         self._refused = ""
         self._problem: str | None = None
@@ -184,7 +193,7 @@ class OnlineFeatures:
                 self._problem = None
             elif current != self._refused:
                 version = self._store.open()
-                require_compatible(version.published, self._fitted)
+                require_compatible(version.published, self._fitted, self._windows)
                 self._version, self._problem = version, None
         except FeaturesMismatch as error:
             self._refused, self._problem = current, str(error)
@@ -198,16 +207,28 @@ def described(published: Published) -> dict[str, Any]:
     return {"version": published.label, "age_seconds": round(age, 3)}
 
 
-def require_compatible(published: Published, fitted: FittedFeatures) -> None:
+def require_compatible(
+    published: Published,
+    fitted: FittedFeatures,
+    windows: Mapping[str, JsonValue] | None = None,
+) -> None:
     """Check that stored columns are what a model's features read.
 
     The version need not be the one that the model was trained on: stored values are raw, and the
     model's own features encode them. Where both have the same fingerprint, all is well; else every
-    stored column that the model reads must have the same type, and histories the same rule.
+    stored column that the model reads must have the same type, and histories the same rule. Windows
+    must have the same in any case: fitted features do not know it.
+
+    Args:
+        published: The version.
+        fitted: The model's features.
+        windows: From `online_store.window_rules`, of the model's data; others are not checked.
 
     Raises:
         FeaturesMismatch: Names the first column that does not fit.
     """
+    read = {column.name: column.type for column in fitted.columns}
+    _require_same_windows(published, {n: rule for n, rule in (windows or {}).items() if n in read})
     if published.features_fingerprint == fitted.fingerprint:
         return
     stored = {
@@ -215,7 +236,6 @@ def require_compatible(published: Published, fitted: FittedFeatures) -> None:
         for entity in published.snapshot.entities
         for name, kind in entity.columns.items()
     }
-    read = {column.name: column.type for column in fitted.columns}
     if not read.keys() & stored.keys():
         raise FeaturesMismatch(
             f"{published.label} in the online store has none of the columns that the model reads"
@@ -231,6 +251,17 @@ def require_compatible(published: Published, fitted: FittedFeatures) -> None:
     for feature in fitted.feature_set.inputs:
         if isinstance(feature, SequenceFeature) and feature.history is not None:
             _require_same_history(published, fitted.feature_set, feature)
+
+
+def _require_same_windows(published: Published, expected: Mapping[str, JsonValue]) -> None:
+    entities = published.snapshot.entities
+    found = window_rules(stored.windows for entity in entities for stored in entity.windows)
+    for name, rule in expected.items():
+        if found.get(name, rule) != rule:
+            raise FeaturesMismatch(
+                f"{published.label} in the online store does not fit the model: expected the window"
+                f" {name!r} as {rule}, found {found[name]}; publish a version built as the model's"
+            )
 
 
 def _require_same_history(

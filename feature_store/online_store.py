@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Literal
 
 import polars as pl
+from pydantic import JsonValue
 
 from feature_store.aggregates import Windows
 from feature_store.columns import ColumnType
@@ -219,6 +220,20 @@ class OnlineStore(ABC):
     @abstractmethod
     def retire(self, grace_seconds: float) -> None:
         """Remove all versions but the current one once the grace has passed."""
+
+
+def window_rules(windows: Iterable[Windows]) -> dict[str, JsonValue]:
+    """By column that windows add: all that decides its values, but for the events themselves."""
+    return {
+        aggregate.name: {
+            "kind": type(aggregate).__name__,
+            "by": each.by,
+            "where_all": each.where,
+            **aggregate.model_dump(mode="json"),
+        }
+        for each in windows
+        for aggregate in each.aggregates
+    }
 
 
 def read_published(content: bytes, place: str) -> Published:

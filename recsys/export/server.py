@@ -148,10 +148,22 @@ def serve(
             published is not for this bundle.
     """
     predictor = Predictor(folder, num_threads=num_threads)
-    online = None if features is None else OnlineFeatures(open_store(features), predictor.fitted)
+    online = None if features is None else stored_features(predictor, features)
     verify_scores(predictor)
     app = create_app(predictor, features=online)
     uvicorn.run(app, host=host, port=port, access_log=False)
+
+
+def stored_features(predictor: Predictor, store: str) -> OnlineFeatures:
+    """The online store of a folder or URL, for a bundle's features.
+
+    Raises:
+        OnlineStoreError: Nothing was published to the store, it does not answer, or what was
+            published is not for this bundle.
+    """
+    windows = predictor.bundle.manifest.info.get("windows", {})
+    assert isinstance(windows, dict), "an exporter tells windows by their columns"
+    return OnlineFeatures(open_store(store), predictor.fitted, windows)
 
 
 def verify_scores(predictor: Predictor) -> None:

@@ -23,7 +23,7 @@ from feature_store.online import (
 )
 from feature_store.online_lmdb import LmdbStore
 from feature_store.online_redis import RedisStore
-from feature_store.online_store import NothingPublished
+from feature_store.online_store import NothingPublished, window_rules
 from feature_store.publishing import publish
 from feature_store.version import Version
 from pipelines.sources import read
@@ -53,7 +53,11 @@ def version(folder) -> Version:
 def predictor(folder, version) -> Predictor:
     model = served.served_ranker(version.fitted, "dnn")
     golden = version.raw_sample()
-    export_bundle(model, version.fitted, golden, folder / "bundle", ExportConfig(compile=False))
+    data = online.config(folder, online.log(), events=online.events_in(folder))
+    info = {"windows": window_rules(data.events)}
+    export_bundle(
+        model, version.fitted, golden, folder / "bundle", ExportConfig(compile=False), info
+    )
     return Predictor(folder / "bundle", num_threads=2)
 
 
@@ -66,7 +70,7 @@ def store(folder, version) -> LmdbStore:
 
 @pytest.fixture(scope="module")
 def features(store, predictor) -> OnlineFeatures:
-    return OnlineFeatures(store, predictor.fitted)
+    return server.stored_features(predictor, str(store.folder))
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +342,15 @@ def test_a_version_that_cannot_complete_the_models_rows_is_refused(
 ) -> None:
     with pytest.raises(FeaturesMismatch, match=message):
         require_compatible(changed(features.published, change), predictor.fitted)
+
+
+def test_windows_of_another_length_are_refused_whatever_else_fits(features, predictor) -> None:
+    rules = predictor.bundle.manifest.info["windows"]
+    require_compatible(features.published, predictor.fitted, rules)
+    other = {**rules, "clicks_1h": {**rules["clicks_1h"], "window": "2h"}}
+    message = r"expected the window 'clicks_1h' as .*'2h'.* found .*'1h'"
+    with pytest.raises(FeaturesMismatch, match=message):
+        require_compatible(features.published, predictor.fitted, other)
 
 
 def test_without_a_published_version_nothing_is_served(predictor, tmp_path: Path) -> None:
