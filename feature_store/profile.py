@@ -109,6 +109,9 @@ class FeatureProfile(Config):
     unseen_rates: tuple[Rate, ...] = ()
     numbers: NumberProfile | None = None
     lengths: NumberProfile | None = None
+    """Of lists."""
+    weights: NumberProfile | None = None
+    """Of the elements of weighted lists."""
 
 
 class SplitProfile(Config):
@@ -309,6 +312,7 @@ def _of_ids(field: IdField, counted: Tally, meaning: Meaning) -> FeatureProfile:
         missing_rates=rates(tasks, found.missing_rows, found.missing_T),
         unseen_rates=rates(tasks, unseen, unseen_T),
         lengths=_spread(found.lengths, tasks, np.asarray) if found.lengths.rows else None,
+        weights=_spread(found.weights, tasks, np.asarray) if found.weights.rows else None,
     )
 
 

@@ -45,6 +45,8 @@ class Entries:
     """Of lists; None where every row has one value."""
     missing_N: Array | None = None
     """Rows whose number was missing; None where nothing says so."""
+    weights_E: Array | None = None
+    """Of the elements of weighted lists."""
 
     def per_entry(self, rows_N: Array) -> Array:
         """What the rows have, once for every entry; the last axis is that of rows."""
@@ -75,6 +77,8 @@ class IdTally:
         self.cardinality = cardinality
         self.lengths = NumberBins(num_tasks)
         """Of lists; nothing in it for single ids."""
+        self.weights = NumberBins(num_tasks)
+        """Of their elements; nothing in it where they have none."""
         self.missing_rows = 0
         """Rows without a value: a missing id, or an empty list."""
         self.missing_T = np.zeros(num_tasks)
@@ -93,6 +97,8 @@ class IdTally:
         else:
             missing_N = entries.lengths_N == 0
             self.lengths.add(entries.lengths_N.astype(np.float32), labels_TN)
+        if entries.weights_E is not None:
+            self.weights.add(entries.weights_E, labels_TE)
         self.missing_rows += int(missing_N.sum())
         self.missing_T += labels_TN[:, missing_N].sum(axis=1)
         self._entries += len(ids_E)
@@ -113,6 +119,7 @@ class IdTally:
     def merge(self, other: "IdTally") -> None:
         """Take in all that another one has counted."""
         self.lengths.merge(other.lengths)
+        self.weights.merge(other.weights)
         self.missing_rows += other.missing_rows
         self.missing_T += other.missing_T
         self._entries += other._entries
@@ -253,11 +260,13 @@ def numbers_of(layout: Layout) -> tuple[str, ...]:
 def read(files: Sequence[Path], layout: Layout) -> Iterator[Rows]:
     """The rows of Parquet files, so many at a time."""
     numbers = {name: indicator_of(name, layout.dense) for name in numbers_of(layout)}
-    wanted = [*(field.name for field in layout.ids), *layout.dense, *layout.tasks, TIMESTAMP_COLUMN]
+    weights = [field.weights for field in layout.ids if field.weighted]
+    ids = [field.name for field in layout.ids]
+    wanted = [*ids, *weights, *layout.dense, *layout.tasks, TIMESTAMP_COLUMN]
     for file in files:
         with pq.ParquetFile(file) as opened:
             for batch in opened.iter_batches(BATCH_ROWS, columns=wanted):
-                columns = {f.name: _ids(batch.column(f.name), f) for f in layout.ids}
+                columns = {f.name: _ids(batch, f) for f in layout.ids}
                 for name, indicator in numbers.items():
                     missing_N = None
                     if indicator is not None:
@@ -281,11 +290,15 @@ def indicator_of(name: str, dense: Collection[str]) -> str | None:
     return None
 
 
-def _ids(column: pa.Array, field: IdField) -> Entries:
+def _ids(batch: pa.RecordBatch, field: IdField) -> Entries:
+    column = batch.column(field.name)
     if field.shape == "single":
         return Entries(column.to_numpy())
-    offsets = np.diff(column.offsets.to_numpy())
-    return Entries(column.flatten().to_numpy(), offsets)
+    lengths_N = np.diff(column.offsets.to_numpy())
+    weights_E = None
+    if field.weighted:
+        weights_E = batch.column(field.weights).flatten().to_numpy()
+    return Entries(column.flatten().to_numpy(), lengths_N, weights_E=weights_E)
 
 
 def _distinct(ids_E: Array, labels_TE: Array) -> tuple[Array, Array, Array]:

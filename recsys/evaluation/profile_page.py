@@ -47,7 +47,7 @@ def profile_page(
     figures = Figures()
     sections = [
         _head(facts),
-        *(_drift_section(drift, figures) for drift in drifts),
+        *(_drift_section(drift, figures, first=not n) for n, drift in enumerate(drifts)),
         _days_section(days, figures) if days is not None else "",
         _overview(profile),
         _cards(profile, figures),
@@ -117,6 +117,8 @@ def _card(feature: FeatureProfile, split: SplitProfile, figures: Figures) -> str
         said.append(
             f"{feature.lengths.mean:.3g} a row, at most {feature.lengths.quantiles['100']:g}"
         )
+    if feature.weights is not None:
+        said.append(f"mean weight {feature.weights.mean:.3g}")
     if feature.numbers is not None:
         said.append(f"mean {feature.numbers.mean:.4g}")
     overall = split.labels[0].rate if split.labels else None
@@ -301,15 +303,17 @@ def _rate_axis(axis: Figure, rates: Sequence[Rate], *, overlaying: str, side: st
 # --- what changed ---------------------------------------------------------------------------------
 
 
-def _drift_section(drift: Drift, figures: Figures) -> str:
+def _drift_section(drift: Drift, figures: Figures, *, first: bool) -> str:
     title = f"From {drift.reference} to {drift.current}"
     drawn = [feature for feature in drift.features if feature.psi is not None]
-    note = note_line(
-        f"{drift.reference_rows:,} rows against {drift.current_rows:,}. PSI: below {SOME_PSI:g}"
-        f" stable, above {LARGE_PSI:g} another population; chance: what it stays below in 95 of 100"
-        " cases when nothing changed. JS: Jensen-Shannon divergence in bits. Affected: share of"
-        f" the traffic in values whose share changed by more than {drift.factor:g} times."
+    meaning = (
+        f" Affected: share of the traffic in values whose share changed by more than"
+        f" {drift.factor:g} times. PSI: below {SOME_PSI:g} stable, above {LARGE_PSI:g} another"
+        " population; chance: what it stays below in 95 of 100 cases when nothing changed. JS:"
+        " Jensen-Shannon divergence in bits."
     )
+    counts = f"{drift.reference_rows:,} rows against {drift.current_rows:,}."
+    note = note_line(counts + meaning * first)
     rows = [
         (
             _drift_name(feature),

@@ -124,6 +124,24 @@ def test_lists_count_their_elements_and_their_lengths(raw: pl.DataFrame, found: 
     assert tags.lengths.quantiles["100"] == 3.0
 
 
+def test_weights_of_lists_are_profiled(tmp_path: Path) -> None:
+    raw = pl.DataFrame(
+        {
+            "tags": [["a", "b"], [], ["b"], ["a", "a"]],
+            "strength": [[1.0, 2.0], [], [3.0], [4.0, 0.0]],
+            "clicked": [0, 1, 0, 1],
+            SPLIT_COLUMN: ["train"] * 4,
+        }
+    )
+    features = FeatureSet(
+        inputs=(Bag(name="tags", weights="strength"),), labels=(Label(name="clicked"),)
+    )
+    tags = profile(write(tmp_path, raw, features)).splits["train"].feature("tags")
+    assert tags.weights is not None
+    assert (tags.weights.mean, tags.weights.quantiles["100"]) == (2.0, 4.0)
+    assert tags.missing == 0.25
+
+
 def test_numbers_are_shown_before_their_standardisation(raw: pl.DataFrame, found: Profile) -> None:
     rows = raw.filter(pl.col(SPLIT_COLUMN) == "train")
     price = found.splits["train"].feature("price")
