@@ -63,8 +63,8 @@ def list_tables(store: StoreFolder = STORE, as_json: AsJson = False) -> None:
     from recsys import feature_summary
 
     opened = Store(store)
-    latest = [opened.open(name) for name in opened.require_names()]
-    feature_summary.show_tables(latest, as_json=as_json)
+    versions = {name: opened.entries(name) for name in opened.require_names()}
+    feature_summary.show_tables(versions, as_json=as_json)
 
 
 @features_app.command("profile")

@@ -45,36 +45,43 @@ def show_published(result: "PublishResult", place: str) -> None:
     console.show(f"Next    recsys serve BUNDLE --features {place}")
 
 
-def show_tables(latest: "Sequence[Version]", *, as_json: bool) -> None:
-    """One line per feature table, from its latest version."""
+def show_tables(versions: "Mapping[str, Sequence[Entry]]", *, as_json: bool) -> None:
+    """One line per feature table, of its latest version; says so where that does not open."""
+    latest = [(name, entries[-1]) for name, entries in versions.items() if entries]
+    plain: list[dict[str, Any]] = [
+        {
+            "name": name,
+            "version": entry.number,
+            "data": entry.state,
+            "created": None if entry.record is None else entry.record.created.isoformat(),
+            "rows": {} if entry.record is None else entry.record.rows,
+            "owner": None if entry.record is None else entry.record.metadata.get("owner"),
+            "description": (
+                None if entry.record is None else entry.record.metadata.get("description")
+            ),
+        }
+        for name, entry in latest
+    ]
     if as_json:
-        show_json(
-            [
-                {
-                    "name": version.name,
-                    "version": version.number,
-                    "created": version.created.isoformat(),
-                    "rows": version.rows,
-                    "owner": version.metadata.get("owner"),
-                    "description": version.metadata.get("description"),
-                }
-                for version in latest
-            ]
-        )
+        show_json(plain)
         return
     rows = [
         [
-            version.name,
-            str(version.number),
-            _minute(version.created),
-            f"{sum(version.rows.values()):,}",
-            version.metadata.get("owner") or "",
-            version.metadata.get("description") or "",
+            name,
+            str(entry.number),
+            entry.state,
+            "" if entry.record is None else _minute(entry.record.created),
+            f"{sum(told['rows'].values()):,}",
+            told["owner"] or "",
+            told["description"] or "",
         ]
-        for version in latest
+        for (name, entry), told in zip(latest, plain, strict=True)
     ]
-    header = ["name", "latest", "created", "rows", "owner", "description"]
+    header = ["name", "latest", "data", "created", "rows", "owner", "description"]
     console.show_table("Feature tables", header, rows)
+    for _, entry in latest:
+        if entry.note:
+            console.show(f"Note    {entry.note}")
 
 
 def show_version(version: "Version", *, as_json: bool) -> None:

@@ -34,6 +34,10 @@ def test_a_table_and_its_versions_are_listed_and_shown(features: Any) -> None:
     (listed,) = json.loads(features("list", "--json"))
     assert (listed["name"], listed["version"]) == (NAME, 1)
     assert NAME in features("list")
+    (file,) = Store("store").open(NAME).files("test")
+    gone = file.rename(file.with_suffix(".gone"))
+    assert f"lost files: {file} is gone" in features("list").replace(str(Path.cwd()) + "/", "")
+    gone.rename(file)
     shown = json.loads(features("show", f"{NAME}@0", "--json"))
     assert shown["metadata"]["fingerprint"] == "first"
     assert shown["vocabularies"]["item"] > 0
