@@ -322,3 +322,16 @@ def test_most_items_of_the_tail_are_rare_and_attributes_tell_of_each_other(tmp_p
     match = (tastes[user] == topic.to_numpy()[:, None]).any(axis=1)
     assert roc_auc_score(log["clicked"], match) > truth["bayes_auc"] - 0.08
     assert truth["bayes_auc"] > 0.8
+
+
+def test_many_rows_are_told_of_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = SyntheticConfig(layout="criteo", rows=30_000)
+    exact = generate(config, tmp_path / "exact", parts=3)
+    monkeypatch.setattr("pipelines.datasets.synthetic.EXACT_ROWS", 5_000)
+    rounded = generate(config, tmp_path / "rounded", parts=3)
+    assert rounded["bayes_auc"] != exact["bayes_auc"]
+    for name in ("bayes_auc", "bayes_auc_last_tenth"):
+        assert rounded[name] == pytest.approx(exact[name], abs=1e-5)
+    assert rounded["bayes_logloss"] == exact["bayes_logloss"]
