@@ -22,7 +22,7 @@ from feature_store.config import Config
 from feature_store.document import read_json, write_json
 from feature_store.encoding import FittedFeatures
 from feature_store.expressions import DATE_PARTS
-from feature_store.features import FIRST_ID, SPLITS, DatePart, IdField, Numeric
+from feature_store.features import FIRST_ID, SPLITS, DatePart, Elapsed, IdField, Numeric
 from feature_store.sketches import Array, NumberBins
 from feature_store.store import Version
 from feature_store.tallies import Tally, tally
@@ -174,7 +174,7 @@ class Meaning:
         mean, deviation = self.fitted.moments.get(name, (0.0, 1.0))
         features = {feature.name: feature for feature in self.fitted.feature_set.inputs}
         feature = features.get(name)
-        log1p = isinstance(feature, Numeric) and feature.log1p
+        log1p = isinstance(feature, Numeric | Elapsed) and feature.log1p
         return lambda numbers: _unscaled(numbers, mean, deviation, log1p=log1p)
 
     def cuts(self, name: str) -> list[float] | None:
@@ -376,4 +376,7 @@ def _histogram(numbers_B: Array, rows_B: Array, low: float, high: float) -> Hist
 
 def _unscaled(numbers: Array, mean: float, deviation: float, *, log1p: bool) -> Array:
     before = numbers * deviation + mean
-    return np.sign(before) * np.expm1(np.abs(before)) if log1p else before
+    if not log1p:
+        return before
+    with np.errstate(over="ignore"):  # the far end of the bin of a number near 1e308 is infinite
+        return np.sign(before) * np.expm1(np.abs(before))
