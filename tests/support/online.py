@@ -1,6 +1,7 @@
 """A log of clicks with items, built with what is known by key, and what serves it."""
 
 import shutil
+import socket
 import subprocess
 import time
 import uuid
@@ -275,15 +276,21 @@ def redis_server(folder: Path) -> Iterator[str]:
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("there is no redis-server (Debian: apt-get install redis-server)")
-    socket = folder / "redis.sock"
-    options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", ""]
+    path = folder / "redis.sock"
+    options = ["--port", "0", "--unixsocket", str(path), "--dir", str(folder), "--save", ""]
     process = subprocess.Popen([program, *options], stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30
-        while not socket.exists():
+        while not _listens(path):
             assert process.poll() is None and time.monotonic() < deadline, "redis-server died"
             time.sleep(0.02)
-        yield f"unix://{socket}"
+        yield f"unix://{path}"
     finally:
         process.kill()
         process.wait()
+
+
+def _listens(path: Path) -> bool:
+    """Whether somebody answers at a socket: its file is there a little earlier."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
