@@ -134,20 +134,17 @@ def _card(feature: FeatureProfile, split: SplitProfile, figures: Figures) -> str
 
 
 def _values_table(feature: FeatureProfile) -> str:
+    shown = feature.top if feature.ordered else feature.top[:_TABLE_ROWS]
     head = ("value", "rows", "share", *(rate.task for rate in feature.top[0].rates))
     rows = [
         (value.value, f"{value.rows:,}", _percent(value.share), *map(_rate, value.rates))
-        for value in feature.top[:_TABLE_ROWS]
+        for value in shown
     ]
     for name, rates in (("(missing)", feature.missing_rates), ("(unseen)", feature.unseen_rates)):
         if rates:
             share = rates[0].rows / feature.entries
             rows.append((name, f"{rates[0].rows:,}", _percent(share), *map(_rate, rates)))
-    title = (
-        "values"
-        if feature.distinct <= _TABLE_ROWS
-        else f"{len(feature.top[:_TABLE_ROWS])} most frequent"
-    )
+    title = "values" if len(shown) == len(feature.top) else f"{len(shown)} most frequent"
     return details(title, table_of_rows(head, rows))
 
 
