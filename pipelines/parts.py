@@ -37,7 +37,9 @@ class Part:
 
     def without(self, rows: pl.Series) -> "Part":
         """The part without the rows of some numbers, `__row`, sorted."""
-        theirs = rows.filter(rows.is_between(self.first_row, self.first_row + self.num_rows, "left"))
+        theirs = rows.filter(
+            rows.is_between(self.first_row, self.first_row + self.num_rows, "left")
+        )
         if theirs.is_empty():
             return self
         return self.with_frame(self.frame.filter(~pl.col(ROW_COLUMN).is_in(theirs.implode())))

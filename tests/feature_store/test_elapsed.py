@@ -119,7 +119,5 @@ def test_text_is_no_time():
 
 
 def test_without_a_timestamp_the_end_must_be_named():
-    with pytest.raises(
-        ValidationError, match=r"elapsed .* needs features.timestamp, or"
-    ):
+    with pytest.raises(ValidationError, match=r"elapsed .* needs features.timestamp, or"):
         FeatureSet(inputs=(elapsed(),), labels=(Label(),))
