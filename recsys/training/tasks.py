@@ -1,5 +1,6 @@
 """Independent pieces of work as Ray tasks, on a laptop or a cluster."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,13 +79,16 @@ class RayMapper:
             num_cpus=self.cpus_per_task, max_retries=self.retries, runtime_env=threads
         )
         shared = ray.put(work)
-        waiting = [task.remote(shared, job) for job in jobs]
+        waiting = deque(task.remote(shared, job) for job in jobs)
         try:
-            for job, reference in zip(jobs, waiting, strict=True):
-                yield self._result(job, reference)
+            for job in jobs:
+                yield self._result(job, waiting.popleft())
         finally:
+            # Only what has not ended, and not by force: Ray 2.60 kills this process when a task
+            # that is cancelled ends at the same time.
             for reference in waiting:
-                ray.cancel(reference, force=True)
+                if not ray.wait([reference], timeout=0)[0]:
+                    ray.cancel(reference)
 
     def _result(self, job: Any, reference: Any) -> Any:
         try:

@@ -93,8 +93,15 @@ def content(version: Version) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def two_processes() -> Iterator[None]:
-    """A Ray of two CPUs on this machine."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    """A Ray of two CPUs on this machine, whose workers find `support`, too."""
+    tests = {"env_vars": {"PYTHONPATH": str(Path(__file__).parents[1])}}
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env=tests,
+    )
     yield
     ray.shutdown()
 
