@@ -63,3 +63,8 @@ def _sweep(folder: Path, on_dead: Callable[[str], None]) -> None:
             on_dead(build)
             shutil.rmtree(folder / build, ignore_errors=True)
             lock.unlink()
+    # A build's lock comes before its folder: one without a lock was left by a build that ended and
+    # could not remove all of it.
+    for left in folder.iterdir():
+        if left.is_dir() and not (folder / f"{left.name}{_LOCK}").exists():
+            shutil.rmtree(left, ignore_errors=True)

@@ -196,12 +196,14 @@ def test_leftovers_of_a_dead_build_are_removed_and_those_of_a_live_one_kept(
     dead = folder / ".building" / "dead"
     dead.mkdir()
     (folder / ".building" / "dead.lock").touch()
+    left = folder / ".building" / "left"  # its build ended, and could not remove it
+    left.mkdir()
     orphan = folder / "table" / "split=train" / "dead-00000000.parquet"
     orphan.touch()
     (folder / "builds" / "dead").mkdir()
     with store.workspace("clicks") as alive, store.workspace("clicks"):
         assert alive.path.is_dir()
-        assert not dead.exists()
+        assert not dead.exists() and not left.exists()
         assert not orphan.exists()
         assert not (folder / "builds" / "dead").exists()
     assert store.open("clicks").scan("train").collect().height == version.rows["train"]
