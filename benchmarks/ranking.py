@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from benchmarks.features import CATEGORIES, NUMBERS
+from benchmarks.feature_sides import CATEGORIES, NUMBERS
 from benchmarks.frappe import FRAPPE
 from benchmarks.results import Results
 from benchmarks.training import in_fresh_process

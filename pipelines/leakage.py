@@ -23,7 +23,7 @@ from feature_store.features import SPLIT_COLUMN, FeatureSet, source_of
 from feature_store.kinds import columns_of, kind_of
 from pipelines.split import SplitConfig
 
-TRAIN_ROWS, HELD_ROWS = 65_536, 65_536
+TRAIN_ROWS, HELD_ROWS = 65_536, 16_384
 """Rows at most that rates are fitted to, and on which they are judged."""
 MIN_ROWS = 50
 """Of either label among the rows that judge; with fewer, an AUC says little and nothing is

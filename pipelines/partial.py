@@ -3,7 +3,7 @@
 What a part leaves (a *partial*) is exact or computed in one fixed order, and partials are put
 together in the order of the parts, so that the result is the same bit for bit whoever gathered
 them. Small partials are returned, large ones are files in a folder of the build: neither a worker
-nor the driver holds more than one column of one part, and the distinct values of one vocabulary.
+nor the driver holds more than a few columns of one part, and the distinct values of one vocabulary.
 """
 
 import math
@@ -27,6 +27,8 @@ _COPIES = 3
 """Of the distinct texts of all parts, in memory while they are put together."""
 _MOST_VALUES = 1 << 24
 """Numbers of a part that are in memory at once."""
+_MOST_TEXTS = 1 << 23
+"""Texts of a part, likewise."""
 _TEXT, _ROWS, _HASH, _PLACE = "value", "len", "hash", "place"
 
 
@@ -116,19 +118,33 @@ class GatherTexts:
     folder: Path
 
     def __call__(self, part: Part) -> dict[str, Path]:
-        """Read one column after the other, and count."""
-        counted = {}
-        for name, text in self.texts.items():
-            texts = part.frame.select(text.alias(_TEXT)).collect(engine="streaming")
-            present = pl.col(_TEXT) != ""
-            hashed = texts.lazy().select(
+        """Read the columns, some at a time, and count."""
+        counted: dict[str, Path] = {}
+        names = list(self.texts)
+        # Which rows train is found out again for every read, so a column at a time takes longer.
+        at_once = max(1, _MOST_TEXTS // max(1, part.num_rows))
+        for start in range(0, len(names), at_once):
+            # Each as one list: bags have more texts than there are rows.
+            some = [
+                self.texts[name].implode().alias(name) for name in names[start : start + at_once]
+            ]
+            for texts in part.frame.select(some).collect(engine="streaming"):
+                counted[texts.name] = self._counted(texts.explode().alias(_TEXT), part.number)
+        return counted
+
+    def _counted(self, texts: pl.Series, number: int) -> Path:
+        present = pl.col(_TEXT) != ""
+        hashed = (
+            texts.to_frame()
+            .lazy()
+            .select(
                 pl.when(present).then(pl.col(_TEXT).nchash.xxhash64()).alias(_HASH),  # type: ignore[attr-defined]
                 pl.lit(1, pl.Int64).alias(_ROWS),
             )
-            counts = _added_up(texts.get_column(_TEXT), hashed)
-            counted[name] = self.folder / f"{part.number:06d}-{uuid4().hex}.arrow"
-            counts.write_ipc(counted[name], compat_level=pl.CompatLevel.newest())
-        return counted
+        )
+        path = self.folder / f"{number:06d}-{uuid4().hex}.arrow"
+        _added_up(texts, hashed).write_ipc(path, compat_level=pl.CompatLevel.newest())
+        return path
 
 
 @dataclass(frozen=True)
