@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from pipelines import partial
 from pipelines.partial import Chosen, GatherNumbers, GatherTexts, MergeTexts, Moments, read_texts
 from pipelines.parts import Part
 from pipelines.ranked import Ranked, Run
@@ -63,3 +64,35 @@ def test_a_vocabulary_is_counted_over_all_parts(
     kept = [value for value, count in counts.items() if count >= min_count]
     kept.sort(key=lambda value: (-counts[value], value.encode()))
     assert read_texts(path, "c").to_list() == kept[:max_size]
+
+
+def test_a_vocabulary_that_outgrows_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame = pl.DataFrame({"c": [f"value {i}" for i in range(1000)]})
+    gather = GatherTexts({"c": pl.col("c")}, tmp_path)
+    texts = [gather(part)["c"] for part in parts_of(frame)]
+    monkeypatch.setattr(partial, "memory_bytes", lambda: 3 * texts[0].stat().st_size - 1)
+    with pytest.raises(ValueError, match=r"feature 'c': its vocabulary .* set encoding: hash"):
+        MergeTexts(tmp_path)(Chosen("c", texts, 1, None))
+    monkeypatch.setattr(partial, "memory_bytes", lambda: 3 * texts[0].stat().st_size)
+    assert read_texts(MergeTexts(tmp_path)(Chosen("c", texts, 1, None)), "c").len() == 1000
+
+
+def test_texts_of_several_columns_may_be_of_different_number(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"a": ["x", "", None], "b": [["p", "q"], [], ["p"]], "n": [None] * 3})
+    texts = {
+        "a": pl.col("a"),
+        "b": pl.col("b").explode(),
+        "n": pl.col("n").cast(pl.String),
+    }
+    (part,) = parts_of(frame)
+    found = {
+        name: pl.read_ipc(path).select("value", "len").rows()
+        for name, path in GatherTexts(texts, tmp_path)(part).items()
+    }
+    assert {name: sorted(rows) for name, rows in found.items()} == {
+        "a": [("x", 1)],
+        "b": [("p", 2), ("q", 1)],
+        "n": [],
+    }
