@@ -17,6 +17,7 @@ redundancy, plus relation.
 Shapes: n rows of a batch, V different values.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -62,25 +63,32 @@ class Labels:
         return float(entropy_of_share(np.array(self.positives / max(self.rows, 1))))
 
     @cached_property
-    def _by_count(self) -> dict[int, float]:
+    def _by_count(self) -> dict[int, tuple[float, float]]:
         return {}
 
-    def chance_entropy(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """E[h(K / c)] for each count c of rows drawn without replacement."""
+    def chance(self, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        """(2, V): mean and variance of h(K / c) for each count c, drawn without replacement.
+
+        The variance is that about the tangent at the share of all rows: what is linear in K cancels
+        over the values of a column, since all of them together have all positives.
+        """
         found = self._by_count
         for count in counts.tolist():
             if count not in found:
-                found[count] = self._chance_entropy(count)
-        return np.array([found[count] for count in counts.tolist()])
+                found[count] = self._chance(count)
+        return np.array([found[count] for count in counts.tolist()]).reshape(-1, 2).T
 
-    def _chance_entropy(self, count: int) -> float:
+    def _chance(self, count: int) -> tuple[float, float]:
         rows, positives = self.rows, self.positives
         share = positives / rows
         if count > _MOST_SUPPORT:
             # h(p + e) = h(p) + h'(p) e + h''(p) e^2 / 2 + ..., E[e] = 0, E[e^2] the variance.
+            if not 0 < share < 1:
+                return 0.0, 0.0
             variance = share * (1 - share) / count * (rows - count) / max(rows - 1, 1)
-            bend = -1 / (share * (1 - share)) if 0 < share < 1 else 0.0
-            return float(entropy_of_share(np.array(share))) + bend * variance / 2
+            bend = -1 / (share * (1 - share))
+            mean = float(entropy_of_share(np.array(share))) + bend * variance / 2
+            return mean, (bend * variance) ** 2 / 2
         least, most = max(0, count - (rows - positives)), min(count, positives)
         hits = np.arange(least, most + 1)
         log_share = (
@@ -88,7 +96,15 @@ class Labels:
             + _log_choose(rows - positives, count - hits)
             - _log_choose(rows, np.array(count))
         )
-        return float(np.exp(log_share) @ entropy_of_share(hits / count))
+        odds, entropies = np.exp(log_share), entropy_of_share(hits / count)
+        mean = float(odds @ entropies)
+        bent = entropies - mean - self.slope * (hits / count - share)
+        return mean, float(odds @ np.square(bent))
+
+    @cached_property
+    def slope(self) -> float:
+        """h'(p) at the share p of all rows."""
+        return math.log((self.rows - self.positives) / self.positives) if self.entropy else 0.0
 
 
 def _log_choose(total: int, chosen: Codes) -> npt.NDArray[np.float64]:
@@ -134,14 +150,28 @@ def joint_tally(first: Codes, second: Codes, labels: Labels) -> Tally:
     return Tally(np.diff(np.r_[begins, len(values)]), np.add.reduceat(ordered & 1, begins))
 
 
-def score(found: Tally, labels: Labels) -> float:
-    """S of a column, in nats."""
+class Score(NamedTuple):
+    """What a column tells of the label."""
+
+    value: float
+    """S, in nats."""
+    noise: float
+    """Standard deviation that S has where the column tells nothing."""
+
+
+def score(found: Tally, labels: Labels) -> Score:
+    """S of a column, and how far chance alone takes it from 0."""
     several = found.counts > 1
     counts, hits = found.counts[several], found.hits[several]
     distinct, places = np.unique(counts, return_inverse=True)
-    chance = labels.chance_entropy(distinct)[places]
-    gains = counts * (chance - entropy_of_share(hits / counts))
-    return float(gains.sum() / labels.rows)
+    mean, variance = labels.chance(distinct)[:, places]
+    gains = counts * (mean - entropy_of_share(hits / counts))
+    # Of rows whose values occur once the linear part does not cancel.
+    rows, left = labels.rows, labels.rows - int(counts.sum())
+    share = labels.positives / max(rows, 1)
+    linear = labels.slope**2 * share * (1 - share) * left * (rows - left) / max(rows - 1, 1)
+    bent = float((np.square(counts, dtype=np.float64) * variance).sum())
+    return Score(float(gains.sum()) / rows, math.sqrt(linear + bent) / rows)
 
 
 def redundancy(first: float, second: float, both: float, shuffled: float) -> float:

@@ -8,6 +8,7 @@ are streamed in batches of the training split; memory holds one batch, and for p
 Shapes: B rows of a batch, I inputs.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -31,6 +32,9 @@ PAIR_ROWS = 1 << 16
 """Rows, drawn from all batches alike, that pairs are scored on."""
 MAX_PAIRS = 1 << 15
 """More pairs than that are a random sample, as in OutRank."""
+NOISE = 3.0
+"""Standard deviations of chance that count for nothing: of thousands of pairs, some come as far as
+that by chance."""
 MAX_VALUES = 32
 """Most frequent values of an id field that QuickSelection sees, each as an input of its own."""
 
@@ -45,10 +49,11 @@ class RankedFeature:
     of the feature's inputs."""
     share: float | None = None
     """OutRank: the score as a share of the label's entropy."""
-    deviation: float | None = None
-    """OutRank: of the score over batches; None with a single one."""
+    noise: float | None = None
+    """OutRank: standard deviation that the score has where a feature tells nothing."""
     relation: float | None = None
-    """The most that it tells together with another feature; None where pairs were not scored."""
+    """The most that it tells together with another feature, above `NOISE` deviations of chance;
+    None where pairs were not scored."""
     partner: str | None = None
     """That other feature."""
     place: int | None = None
@@ -56,8 +61,9 @@ class RankedFeature:
 
     @property
     def evidence(self) -> float:
-        """What speaks for it: alone or with another, whichever is more."""
-        return self.score if self.relation is None else max(self.score, self.relation)
+        """What speaks for it beyond `NOISE` deviations of chance: alone or with another."""
+        alone = self.score - NOISE * (self.noise or 0.0)
+        return alone if self.relation is None else max(alone, self.relation)
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class RankedPair:
     """Nats of the label's entropy told beyond chance, by both as one feature."""
     relation: float
     """The score above that of the same pair with either one's rows shuffled."""
+    noise: float
+    """Standard deviation that the relation has where there is none."""
     redundancy: float
     """Share of the poorer one's entropy that the other tells."""
 
@@ -113,6 +121,7 @@ def rank(
     random = np.random.default_rng(seed)
     total, done = version.rows["train"], 0
     scores: list[list[float]] = []
+    noises: list[list[float]] = []
     entropies: list[float] = []
     sampled: list[pl.DataFrame] = []
     for batch in batches(version, [*names, label], BATCH_ROWS):
@@ -121,7 +130,9 @@ def rank(
         # What is left over at the end is too few rows to count as much as the others.
         if done == 0 or len(batch) >= BATCH_ROWS // 2:
             tallies = [outrank.tally(codes, labels) for codes in _codes(columns)]
-            scores.append([outrank.score(found, labels) for found in tallies])
+            found = [outrank.score(each, labels) for each in tallies]
+            scores.append([each.value for each in found])
+            noises.append([each.noise for each in found])
             entropies.append(labels.entropy)
         wanted = -(-PAIR_ROWS * len(batch) // total)
         rows = random.permutation(len(batch))[:wanted]
@@ -135,20 +146,16 @@ def rank(
             " feature can tell of it"
         )
     alone = [float(np.median(values)) for values in zip(*scores, strict=True)]
+    spread = np.median(noises, axis=0) / np.sqrt(len(noises))
     features = [
-        RankedFeature(
-            name=name,
-            score=middle,
-            share=middle / entropy,
-            deviation=float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        )
-        for name, middle, values in zip(names, alone, zip(*scores, strict=True), strict=True)
+        RankedFeature(name=name, score=middle, share=middle / entropy, noise=float(noise))
+        for name, middle, noise in zip(names, alone, spread, strict=True)
     ]
     named: tuple[RankedPair, ...] = ()
     if with_pairs and len(names) > 1:
         pairs = _pairs(pl.concat(sampled).head(PAIR_ROWS), label, seed, on_progress)
         order = outrank.select(alone, [pair for pair, _ in pairs])
-        named = tuple(sorted((told for _, told in pairs), key=lambda pair: -pair.relation))
+        named = tuple(sorted((told for _, told in pairs), key=lambda pair: -_sure(pair)))
         features = [_related(f, named, order.index(place)) for place, f in enumerate(features)]
     features.sort(key=lambda feature: -feature.evidence)
     return Ranking("outrank", label, total, tuple(features), named)
@@ -160,7 +167,11 @@ def _related(feature: RankedFeature, pairs: Sequence[RankedPair], place: int) ->
     if best is None:
         return replace(feature, place=place)
     partner = best.second if best.first == feature.name else best.first
-    return replace(feature, relation=best.relation, partner=partner, place=place)
+    return replace(feature, relation=_sure(best), partner=partner, place=place)
+
+
+def _sure(pair: RankedPair) -> float:
+    return pair.relation - NOISE * pair.noise
 
 
 def rank_unsupervised(
@@ -291,10 +302,11 @@ def _pairs(
                 (codes[a], shuffled[b]),
             )
         )
-        score = outrank.score(both, labels)
-        relation = score - max(outrank.score(one, labels), outrank.score(other, labels))
+        score, noise = outrank.score(both, labels)
+        relation = score - max(outrank.score(each, labels).value for each in (one, other))
         repeated = outrank.redundancy(entropies[a], entropies[b], both.entropy, other.entropy)
-        named = RankedPair(names[a], names[b], score, relation, repeated)
+        # The shuffled pairs, too, are drawn.
+        named = RankedPair(names[a], names[b], score, relation, noise * math.sqrt(2), repeated)
         found.append((Pair(a, b, relation, repeated), named))
         if number % 64 == 0:
             on_progress("scoring pairs", number, len(places))

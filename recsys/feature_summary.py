@@ -373,7 +373,7 @@ def show_ranking(ranking: "Ranking", *, as_json: bool) -> None:
             feature.name,
             f"{feature.score:.6f}",
             "" if feature.share is None else f"{feature.share:.2%}",
-            "" if feature.deviation is None else f"{feature.deviation:.6f}",
+            "" if feature.noise is None else f"{feature.noise:.6f}",
             "" if feature.relation is None else f"{feature.relation:.6f}, {feature.partner}",
             "" if feature.place is None else str(feature.place + 1),
         ]
@@ -381,18 +381,19 @@ def show_ranking(ranking: "Ranking", *, as_json: bool) -> None:
     ]
     console.show_table(
         f"Features by {ranking.method}{whose}, {ranking.rows:,} training rows",
-        ["feature", "score", "of the label's entropy", "± over batches", "most with", "3MR"],
+        ["feature", "score", "of the label's entropy", "± by chance", "most with", "3MR"],
         rows,
     )
     if ranking.pairs:
         console.show_table(
             "Pairs that tell most together",
-            ["features", "score", "above shuffled", "redundancy"],
+            ["features", "score", "above shuffled", "± by chance", "redundancy"],
             [
                 [
                     f"{p.first}, {p.second}",
                     f"{p.score:.6f}",
                     f"{p.relation:.6f}",
+                    f"{p.noise:.6f}",
                     f"{p.redundancy:.2f}",
                 ]
                 for p in ranking.pairs[:SHOWN_PAIRS]

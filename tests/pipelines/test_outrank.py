@@ -28,7 +28,7 @@ def chance(rows: int, positives: int, count: int) -> float:
 
 def value(column: np.ndarray, labels: Labels) -> float:
     """S of any column."""
-    return score(tally(compact(column), labels), labels)
+    return score(tally(compact(column), labels), labels).value
 
 
 def brute_force(column: list[int], labels: list[bool]) -> float:
@@ -57,19 +57,24 @@ def test_large_counts_are_expanded_as_exactly_as_they_are_summed(
 ) -> None:
     labels = Labels(np.random.default_rng(0).random(20_000) < 0.03)
     counts = np.array([2100, 5000, 19_999])
-    expanded = labels.chance_entropy(counts)
+    expanded = labels.chance(counts)
     monkeypatch.setattr(outrank, "_MOST_SUPPORT", 1 << 20)
-    summed = Labels(labels.values).chance_entropy(counts)
-    np.testing.assert_allclose(expanded, summed, rtol=0, atol=2e-6)
+    summed = Labels(labels.values).chance(counts)
+    np.testing.assert_allclose(expanded[0], summed[0], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(expanded[1][:-1], summed[1][:-1], rtol=0.05)
 
 
 def test_a_random_feature_scores_nothing_whatever_its_cardinality() -> None:
     random = np.random.default_rng(1)
     labels = Labels(random.random(5000) < 0.1)
     for num_values in (2, 50, 1000, 4000):
-        scores = [value(random.integers(0, num_values, 5000), labels) for _ in range(30)]
+        columns = [compact(random.integers(0, num_values, 5000)) for _ in range(60)]
+        found = [score(tally(column, labels), labels) for column in columns]
+        scores = [each.value for each in found]
         error = float(np.std(scores)) / math.sqrt(len(scores))
         assert abs(np.mean(scores)) < 4 * error
+        spread = np.mean([each.noise for each in found])
+        assert np.std(scores) == pytest.approx(spread, rel=0.35)
         # The plain information of such a column is far above zero.
         assert abs(np.mean(scores)) < 0.02 * labels.entropy
 
@@ -97,7 +102,7 @@ def test_two_bits_that_only_count_together_are_found_as_a_pair() -> None:
     labels = Labels((a ^ b).astype(bool))
     assert abs(value(a, labels)) < 0.001
     both = score(joint_tally(compact(a), compact(b), labels), labels)
-    assert both == pytest.approx(math.log(2), abs=0.002)
+    assert both.value == pytest.approx(math.log(2), abs=0.002)
 
 
 def test_redundancy_is_all_of_a_copy_and_nothing_of_a_stranger() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from support.encoded import CLICK_AND_BUY, LAYOUT
-from support.padding import served
+from support.padding import served, some_rows
 from support.training import CPU, embeddings_of
 
 from feature_store.features import Layout
@@ -219,8 +219,7 @@ def test_a_row_is_scored_the_same_alone_and_in_any_company(name: str, batch: Bat
 
 
 def rows_of(inputs: ServedBatch, rows: slice) -> ServedBatch:
-    ids = {name: type(padded)(*(part[rows] for part in padded)) for name, padded in
-           inputs.ids.items()}  # fmt: skip
+    ids = {name: some_rows(padded, rows) for name, padded in inputs.ids.items()}
     return ServedBatch(ids, inputs.dense_BN[rows])
 
 
@@ -264,7 +263,7 @@ def test_the_exported_program_scores_as_the_model(
         found = program(
             inputs.dense_BN,
             torch.cat([inputs.ids[each].ids_BL for each in singles], dim=1),
-            *(part for each in lists for part in inputs.ids[each]),
+            *(part for each in lists for part in inputs.ids[each][:2]),
         )
         torch.testing.assert_close(found, torch.sigmoid(training(rows)), rtol=0, atol=1e-6)
 

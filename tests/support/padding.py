@@ -21,6 +21,11 @@ def padded_ids(ids: KeyedJaggedTensor, extra: int = 0) -> dict[str, PaddedIds]:
     return found
 
 
+def some_rows(padded: PaddedIds, rows: slice) -> PaddedIds:
+    """Those rows alone."""
+    return PaddedIds(*(None if part is None else part[rows] for part in padded))
+
+
 def _padded_weights(ids: JaggedTensor, ids_BL: torch.Tensor) -> torch.Tensor | None:
     if ids.weights_or_none() is None:
         return None
