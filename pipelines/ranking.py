@@ -65,6 +65,11 @@ class RankedFeature:
         alone = self.score - NOISE * (self.noise or 0.0)
         return alone if self.relation is None else max(alone, self.relation)
 
+    @property
+    def rank_key(self) -> tuple[float, float]:
+        """Larger is better: by evidence, and without any by how unlikely the score is by chance."""
+        return max(0.0, self.evidence), self.score / self.noise if self.noise else self.score
+
 
 @dataclass(frozen=True)
 class RankedPair:
@@ -90,7 +95,7 @@ class Ranking:
     label: str | None
     rows: int
     features: tuple[RankedFeature, ...]
-    """By their evidence."""
+    """Best first, by their `rank_key`."""
     pairs: tuple[RankedPair, ...] = ()
     """The most related first."""
 
@@ -157,7 +162,7 @@ def rank(
         order = outrank.select(alone, [pair for pair, _ in pairs])
         named = tuple(sorted((told for _, told in pairs), key=lambda pair: -_sure(pair)))
         features = [_related(f, named, order.index(place)) for place, f in enumerate(features)]
-    features.sort(key=lambda feature: -feature.evidence)
+    features.sort(key=lambda feature: feature.rank_key, reverse=True)
     return Ranking("outrank", label, total, tuple(features), named)
 
 

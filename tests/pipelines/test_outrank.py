@@ -67,8 +67,8 @@ def test_large_counts_are_expanded_as_exactly_as_they_are_summed(
 def test_a_random_feature_scores_nothing_whatever_its_cardinality() -> None:
     random = np.random.default_rng(1)
     labels = Labels(random.random(5000) < 0.1)
-    for num_values in (2, 50, 1000, 4000):
-        columns = [compact(random.integers(0, num_values, 5000)) for _ in range(60)]
+    for num_values in (3, 50, 1000):
+        columns = [compact(random.integers(0, num_values, 5000)) for _ in range(100)]
         found = [score(tally(column, labels), labels) for column in columns]
         scores = [each.value for each in found]
         error = float(np.std(scores)) / math.sqrt(len(scores))
