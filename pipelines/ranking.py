@@ -32,9 +32,9 @@ PAIR_ROWS = 1 << 16
 """Rows, drawn from all batches alike, that pairs are scored on."""
 MAX_PAIRS = 1 << 15
 """More pairs than that are a random sample, as in OutRank."""
-NOISE = 3.0
-"""Standard deviations of chance that count for nothing: of thousands of pairs, some come as far as
-that by chance."""
+NOISE = 4.0
+"""Standard deviations of chance that count for nothing: of thousands of pairs, some come to three
+by chance."""
 MAX_VALUES = 32
 """Most frequent values of an id field that QuickSelection sees, each as an input of its own."""
 
@@ -52,10 +52,14 @@ class RankedFeature:
     noise: float | None = None
     """OutRank: standard deviation that the score has where a feature tells nothing."""
     relation: float | None = None
-    """The most that it tells together with another feature, above `NOISE` deviations of chance;
-    None where pairs were not scored."""
+    """What it tells together with the feature of which that is the least likely to be chance; None
+    where pairs were not scored."""
+    relation_noise: float | None = None
+    """Standard deviation that this has where there is no relation."""
     partner: str | None = None
     """That other feature."""
+    num_partners: int = 0
+    """Features that it was paired with."""
     place: int | None = None
     """From 0, in the order in which 3MR takes the features, none repeating those before it."""
 
@@ -63,12 +67,21 @@ class RankedFeature:
     def evidence(self) -> float:
         """What speaks for it beyond `NOISE` deviations of chance: alone or with another."""
         alone = self.score - NOISE * (self.noise or 0.0)
-        return alone if self.relation is None else max(alone, self.relation)
+        if self.relation is None:
+            return alone
+        return max(alone, self.relation - NOISE * (self.relation_noise or 0.0))
 
     @property
     def rank_key(self) -> tuple[float, float]:
-        """Larger is better: by evidence, and without any by how unlikely the score is by chance."""
-        return max(0.0, self.evidence), self.score / self.noise if self.noise else self.score
+        """Larger is better: by evidence, and without any by how unlikely it is by chance.
+
+        The best of k pairs without a relation comes to about sqrt(2 ln k) deviations.
+        """
+        sign = self.score / self.noise if self.noise else self.score
+        if self.relation is not None and self.relation_noise:
+            best_by_chance = math.sqrt(2 * math.log(max(1, self.num_partners)))
+            sign = max(sign, self.relation / self.relation_noise - best_by_chance)
+        return max(0.0, self.evidence), sign
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,9 @@ def rank(
             " feature can tell of it"
         )
     alone = [float(np.median(values)) for values in zip(*scores, strict=True)]
-    spread = np.median(noises, axis=0) / np.sqrt(len(noises))
+    # Of a median over several batches; of one or two it is the mean.
+    several = math.sqrt(math.pi / 2) if len(noises) > 2 else 1.0
+    spread = several * np.median(noises, axis=0) / math.sqrt(len(noises))
     features = [
         RankedFeature(name=name, score=middle, share=middle / entropy, noise=float(noise))
         for name, middle, noise in zip(names, alone, spread, strict=True)
@@ -167,12 +182,19 @@ def rank(
 
 
 def _related(feature: RankedFeature, pairs: Sequence[RankedPair], place: int) -> RankedFeature:
-    """With the best of its pairs, which come best first."""
-    best = next((pair for pair in pairs if feature.name in (pair.first, pair.second)), None)
-    if best is None:
+    """With the pair that is least likely to be chance."""
+    mine = [pair for pair in pairs if feature.name in (pair.first, pair.second)]
+    if not mine:
         return replace(feature, place=place)
-    partner = best.second if best.first == feature.name else best.first
-    return replace(feature, relation=_sure(best), partner=partner, place=place)
+    best = max(mine, key=lambda pair: pair.relation / pair.noise if pair.noise else 0.0)
+    return replace(
+        feature,
+        relation=best.relation,
+        relation_noise=best.noise,
+        partner=best.second if best.first == feature.name else best.first,
+        num_partners=len(mine),
+        place=place,
+    )
 
 
 def _sure(pair: RankedPair) -> float:
