@@ -189,7 +189,10 @@ def _column(aggregate: Aggregate, past: Past, events: pl.DataFrame) -> pl.Series
         return values.gather(past.latest(values.is_not_null().to_numpy(), aggregate.window))
     assert isinstance(aggregate, Recency), "there is no other kind of aggregate"
     place = past.latest(_enters(aggregate.where, past, events), aggregate.window)
-    return (pl.Series(past.asked) - pl.Series(past.times).gather(place)) / float(_PER_SECOND)
+    gone = pl.Series(past.asked) - pl.Series(past.times).gather(place)
+    # Polars divides by a number as it multiplies by its reciprocal, sometimes: 15 s were not 15.0.
+    seconds = pl.Series(gone.fill_null(0).to_numpy() / _PER_SECOND)
+    return seconds.set(gone.is_null(), None)
 
 
 def _count(counter: Counter, past: Past, events: pl.DataFrame) -> np.ndarray:
