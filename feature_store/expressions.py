@@ -67,7 +67,8 @@ def number(
     value = transformed(feature, dtype)
     if moments is not None:
         mean, standard_deviation = moments
-        value = (value - mean) / standard_deviation
+        # Polars divides many rows by a number as it multiplies by its reciprocal, but not one row.
+        value = (value - mean) * (1.0 / standard_deviation)
     value = value.cast(pl.Float32)
     # After the cast, so that a float64 too large for a float32 is caught as the infinity it becomes
     present = value.is_finite()

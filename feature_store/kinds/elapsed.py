@@ -33,7 +33,8 @@ class ElapsedKind(Kind[Elapsed]):
         value = _elapsed(feature, features, schema)
         if feature.name in learned.moments:
             mean, standard_deviation = learned.moments[feature.name]
-            value = (value - mean) / standard_deviation
+            # No quotient: of one row Polars computes another than of many.
+            value = (value - mean) * (1.0 / standard_deviation)
         value = value.cast(pl.Float32)
         present = value.is_finite().fill_null(False)
         number = pl.when(present).then(value).otherwise(pl.lit(feature.default, pl.Float32))
@@ -55,7 +56,7 @@ def _elapsed(feature: Elapsed, features: FeatureSet, schema: Schema) -> pl.Expr:
     until = _until(feature, features)
     end = _microseconds(feature, until, schema[until], feature.until_unit)
     passed = end - _microseconds(feature, feature.source, schema[feature.source], feature.unit)
-    seconds = passed / 1e6
+    seconds = passed * 1e-6
     if feature.future == "missing":
         seconds = pl.when(passed >= 0).then(seconds)
     return seconds.sign() * seconds.abs().log1p() if feature.log1p else seconds
@@ -85,7 +86,7 @@ def _microseconds(feature: Elapsed, name: str, dtype: pl.DataType, unit: TimeUni
         )
     fractional = dtype.is_float() or dtype.is_decimal()
     if unit == "ns":
-        return _whole((value / 1000.0) if fractional else value // _NANOSECONDS_A_MICROSECOND)
+        return _whole(value * 1e-3) if fractional else value // _NANOSECONDS_A_MICROSECOND
     factor = _MICROSECONDS[unit]
     # Before the product, which would run over.
     possible = (value >= _FIRST // factor) & (value < _END // factor)
