@@ -28,6 +28,9 @@ _POLARS_TYPES: dict[str, pl.DataType] = {
     "datetime": pl.Datetime("us"),
 }
 
+# 0001-01-01 and 10000-01-01 in seconds since 1970: outside, a number is no plausible time.
+FIRST_SECOND, END_SECOND = -62_135_596_800, 253_402_300_800
+
 # Above this a float no longer tells neighbouring integers apart, and Int64 ends soon after.
 _LARGEST_INTEGRAL_FLOAT = 2.0**63
 

@@ -14,9 +14,7 @@ from feature_store.columns import ColumnType, SchemaMismatch
 from feature_store.features import FeatureSet
 from feature_store.kinds import kind_of
 
-# Years 1 to 9999: what a derived time may be; text for others is not ISO 8601.
-_FIRST_DAY, _LAST_DAY = -719_162, 2_932_896
-_MICROSECONDS_A_DAY = 86_400_000_000
+_SECONDS_A_DAY = 86_400
 
 
 def schema_with_derived(
@@ -111,13 +109,13 @@ def _type_of(name: str, text: str, schema: Mapping[str, pl.DataType]) -> pl.Data
 
 
 def _plausible(value: pl.Expr, dtype: pl.DataType) -> pl.Expr:
-    """Null in place of a date or time outside the years 1 to 9999."""
+    """Null in place of a date or time outside the years 1 to 9999: its text is not ISO 8601."""
+    first, end = columns.FIRST_SECOND, columns.END_SECOND
+    number = value.cast(pl.Int64)
     if isinstance(dtype, pl.Date):
-        day = value.cast(pl.Int64)
-        return pl.when(day.is_between(_FIRST_DAY, _LAST_DAY)).then(value)
-    if isinstance(dtype, pl.Datetime) and dtype.time_unit == "us":
-        number = value.cast(pl.Int64)
-        first = _FIRST_DAY * _MICROSECONDS_A_DAY
-        end = (_LAST_DAY + 1) * _MICROSECONDS_A_DAY
-        return pl.when((number >= first) & (number < end)).then(value)
-    return value
+        within = (number >= first // _SECONDS_A_DAY) & (number < end // _SECONDS_A_DAY)
+    elif isinstance(dtype, pl.Datetime) and dtype.time_unit == "us":
+        within = (number >= first * 1_000_000) & (number < end * 1_000_000)
+    else:
+        return value
+    return pl.when(within).then(value)

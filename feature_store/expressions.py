@@ -15,9 +15,11 @@ from feature_store.features import (
     Bag,
     Categorical,
     DatePart,
+    Elapsed,
     Numeric,
     Part,
     Sequence,
+    Vector,
     source_of,
 )
 from feature_store.vocabulary import hash_ids, vocabulary_ids
@@ -34,8 +36,6 @@ DATE_PARTS: dict[Part, tuple[int, int]] = {
 }
 """Smallest and largest value of each part: its id is value - smallest + FIRST_ID."""
 
-# 0001-01-01 and 10000-01-01 in seconds since 1970: outside, a number is no plausible time.
-_FIRST_SECOND, _END_SECOND = -62_135_596_800, 253_402_300_800
 _UNITS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -51,7 +51,12 @@ def transformed(feature: Numeric, dtype: pl.DataType) -> pl.Expr:
             f" {source_of(feature)!r} has the type {dtype}; declare the column as a number"
         )
     value = pl.col(source_of(feature)).cast(pl.Float64)
-    return value.sign() * value.abs().log1p() if feature.log1p else value
+    return signed_log1p(value) if feature.log1p else value
+
+
+def signed_log1p(value: pl.Expr) -> pl.Expr:
+    """sign(x) * log(1 + |x|)."""
+    return value.sign() * value.abs().log1p()
 
 
 def number(
@@ -64,7 +69,19 @@ def number(
         dtype: Type of its raw column.
         moments: Mean and standard deviation after log1p; None without standardisation.
     """
-    value = transformed(feature, dtype)
+    return finite(feature, transformed(feature, dtype), moments)
+
+
+def finite(
+    feature: Numeric | Elapsed, value: pl.Expr, moments: tuple[float, float] | None
+) -> list[pl.Expr]:
+    """A float64 as a finite float32, and its missing indicator where declared.
+
+    Args:
+        feature: Names the columns, and what stands for a missing number.
+        value: The number, after log1p.
+        moments: Of its standardisation; None without.
+    """
     if moments is not None:
         mean, standard_deviation = moments
         # Polars divides many rows by a number as it multiplies by its reciprocal, but not one row.
@@ -73,16 +90,19 @@ def number(
     # After the cast, so that a float64 too large for a float32 is caught as the infinity it becomes
     present = value.is_finite()
     default = pl.lit(feature.default, pl.Float32)
-    encoded = [pl.when(present).then(value).otherwise(default).alias(feature.name)]
-    if feature.indicator:
-        missing = pl.when(present).then(pl.lit(0.0, pl.Float32)).otherwise(pl.lit(1.0, pl.Float32))
-        encoded.append(missing.alias(indicator_name(feature)))
-    return encoded
+    number = pl.when(present).then(value).otherwise(default).alias(feature.name)
+    return [number, *indicators(feature, present)]
 
 
-def indicator_name(feature: Numeric) -> str:
-    """Name of the column that says where a number was missing."""
-    return f"{feature.name}__missing"
+def indicator_names(feature: Numeric | Elapsed | Vector) -> tuple[str, ...]:
+    """Name of the column that says where a feature was missing; none where not declared."""
+    return (f"{feature.name}__missing",) if feature.indicator else ()
+
+
+def indicators(feature: Numeric | Elapsed | Vector, present: pl.Expr) -> list[pl.Expr]:
+    """1.0 where a feature was missing, else 0.0; none where not declared."""
+    missing = pl.when(present).then(pl.lit(0.0, pl.Float32)).otherwise(pl.lit(1.0, pl.Float32))
+    return [missing.alias(name) for name in indicator_names(feature)]
 
 
 def bucket(feature: Numeric, dtype: pl.DataType, boundaries: list[float]) -> pl.Expr:
@@ -196,8 +216,8 @@ def _ids(value: pl.Expr, dtype: pl.DataType, vocabulary_index: pl.Enum | None) -
 def _from_number(column: pl.Expr, dtype: pl.DataType, units_per_second: int) -> pl.Expr:
     """A number of units since 1970 as a datetime; null where no plausible time."""
     number = column.cast(pl.Float64) if dtype.is_decimal() else column
-    first = max(_FIRST_SECOND * units_per_second, -(2**63))
-    end = min(_END_SECOND * units_per_second, 2**63 - 1)
+    first = max(columns.FIRST_SECOND * units_per_second, -(2**63))
+    end = min(columns.END_SECOND * units_per_second, 2**63 - 1)
     plausible = (number >= first) & (number < end)
     # Whole seconds are enough for every part, and a floor keeps times before 1970 right.
     whole = number.floor() if dtype.is_float() or dtype.is_decimal() else number

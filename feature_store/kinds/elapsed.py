@@ -2,17 +2,16 @@
 
 import polars as pl
 
-from feature_store import columns
+from feature_store import columns, expressions
 from feature_store.columns import SchemaMismatch
 from feature_store.features import Elapsed, FeatureSet, TimeUnit
 from feature_store.kinds.kind import Kind, Learned, Schema
-from feature_store.kinds.present import indicator_names, indicators
 
 _MICROSECONDS = {"s": 1_000_000, "ms": 1000, "us": 1}
 _NANOSECONDS_A_MICROSECOND = 1000
 _MICROSECONDS_A_DAY = 86_400_000_000
-# 0001-01-01 and 10000-01-01 in microseconds since 1970: outside, a number is no plausible time.
-_FIRST, _END = -62_135_596_800_000_000, 253_402_300_800_000_000
+_FIRST, _END = (second * 1_000_000 for second in (columns.FIRST_SECOND, columns.END_SECOND))
+"""Of plausible times, in microseconds."""
 
 
 class ElapsedKind(Kind[Elapsed]):
@@ -31,18 +30,11 @@ class ElapsedKind(Kind[Elapsed]):
     ) -> list[pl.Expr]:
         """The seconds, and the indicator where declared."""
         value = _elapsed(feature, features, schema)
-        if feature.name in learned.moments:
-            mean, standard_deviation = learned.moments[feature.name]
-            # No quotient: of one row Polars computes another than of many.
-            value = (value - mean) * (1.0 / standard_deviation)
-        value = value.cast(pl.Float32)
-        present = value.is_finite().fill_null(False)
-        number = pl.when(present).then(value).otherwise(pl.lit(feature.default, pl.Float32))
-        return [number.alias(feature.name), *indicators(feature, present)]
+        return expressions.finite(feature, value, learned.moments.get(feature.name))
 
     def dense(self, feature: Elapsed) -> tuple[str, ...]:
         """The number, and its indicator where declared."""
-        return (feature.name, *indicator_names(feature))
+        return (feature.name, *expressions.indicator_names(feature))
 
 
 def _until(feature: Elapsed, features: FeatureSet) -> str:
@@ -59,7 +51,7 @@ def _elapsed(feature: Elapsed, features: FeatureSet, schema: Schema) -> pl.Expr:
     seconds = passed * 1e-6
     if feature.future == "missing":
         seconds = pl.when(passed >= 0).then(seconds)
-    return seconds.sign() * seconds.abs().log1p() if feature.log1p else seconds
+    return expressions.signed_log1p(seconds) if feature.log1p else seconds
 
 
 def _microseconds(feature: Elapsed, name: str, dtype: pl.DataType, unit: TimeUnit) -> pl.Expr:

@@ -63,7 +63,7 @@ class NumericKind(Kind[Numeric]):
         """The number, and its indicator where declared."""
         if feature.num_buckets is not None:
             return ()
-        return (feature.name, *((expressions.indicator_name(feature),) * feature.indicator))
+        return (feature.name, *expressions.indicator_names(feature))
 
 
 def _finite(feature: Numeric, schema: Schema) -> pl.Expr:

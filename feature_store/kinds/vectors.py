@@ -2,11 +2,10 @@
 
 import polars as pl
 
-from feature_store import columns
+from feature_store import columns, expressions
 from feature_store.columns import SchemaMismatch
 from feature_store.features import FeatureSet, Vector, source_of
-from feature_store.kinds.kind import Fault, Kind, Learned, Schema
-from feature_store.kinds.present import indicator_names, indicators
+from feature_store.kinds.kind import Fault, Kind, Learned, Schema, as_list
 
 
 class VectorKind(Kind[Vector]):
@@ -17,7 +16,7 @@ class VectorKind(Kind[Vector]):
         column = source_of(feature)
         if column not in schema:
             return []
-        lists = _lists(feature, schema[column])
+        lists = _lists(feature, schema)
         return [
             Fault(
                 f"vector {feature.name!r}",
@@ -31,7 +30,7 @@ class VectorKind(Kind[Vector]):
         self, feature: Vector, features: FeatureSet, schema: Schema, learned: Learned
     ) -> list[pl.Expr]:
         """A number a dimension, and the indicator where declared."""
-        lists = _lists(feature, schema[source_of(feature)])
+        lists = _lists(feature, schema)
         # After the cast, so that a float64 too large for a float32 is caught as the infinity it is.
         numbers = lists.cast(pl.List(pl.Float32))
         finite = numbers.list.eval(pl.element().is_finite().fill_null(False)).list.all()
@@ -40,23 +39,24 @@ class VectorKind(Kind[Vector]):
         default = pl.lit([feature.default] * feature.dim, dtype=pl.List(pl.Float32))
         vectors = pl.when(present).then(numbers).otherwise(default)
         values = [vectors.list.get(place).alias(name) for place, name in enumerate(_names(feature))]
-        return [*values, *indicators(feature, present)]
+        return [*values, *expressions.indicators(feature, present)]
 
     def dense(self, feature: Vector) -> tuple[str, ...]:
         """The numbers in their order, and the indicator where declared."""
-        return (*_names(feature), *indicator_names(feature))
+        return (*_names(feature), *expressions.indicator_names(feature))
 
 
 def _names(feature: Vector) -> list[str]:
     return [f"{feature.name}__{place}" for place in range(feature.dim)]
 
 
-def _lists(feature: Vector, dtype: pl.DataType) -> pl.Expr:
+def _lists(feature: Vector, schema: Schema) -> pl.Expr:
     """The raw column as lists.
 
     Raises:
         SchemaMismatch: It holds no lists of numbers of this length.
     """
+    dtype = schema[source_of(feature)]
     element = columns.element_type(dtype)
     if not (columns.is_list(dtype) and (element.is_numeric() or element == pl.Null)):
         raise SchemaMismatch(
@@ -68,5 +68,4 @@ def _lists(feature: Vector, dtype: pl.DataType) -> pl.Expr:
             f"vector {feature.name!r} has {feature.dim} dimensions, but {source_of(feature)!r}"
             f" holds lists of {dtype.size}; set dim to {dtype.size}"
         )
-    lists = pl.col(source_of(feature))
-    return lists.arr.to_list() if isinstance(dtype, pl.Array) else lists
+    return as_list(source_of(feature), schema)
