@@ -36,13 +36,12 @@ from feature_store.online_store import (
     window_rules,
 )
 from feature_store.packing import RowPacking
-from feature_store.windows import KEY, TIME, nanoseconds, window_columns
+from feature_store.windows import KEY, PER_SECOND, TIME, nanoseconds, window_columns
 
 CHECK_SECONDS = 1.0
 """How often a reader looks whether another version was published."""
 
 _PLACE, _LIMIT = "__place", "__limit"
-_PER_SECOND = 10**9
 
 
 class FeaturesMismatch(OnlineStoreError):
@@ -359,7 +358,7 @@ class _Times:
     @classmethod
     def of(cls, given: pl.DataFrame, time: StoredTime | None) -> "_Times":
         if time is None or time.column not in given.columns:
-            now = round(datetime.now(UTC).timestamp() * _PER_SECOND)
+            now = round(datetime.now(UTC).timestamp() * PER_SECOND)
             return cls(None, pl.Series([now] * given.height, dtype=pl.Int64))
         dtype = given.schema[time.column]
         raw, _ = time_number(time.column, dtype)

@@ -25,8 +25,7 @@ from feature_store.online_store import (
     key_bytes,
 )
 from feature_store.packing import RowPacking
-from feature_store.store import Store, Version
-from feature_store.version import parse_reference
+from feature_store.version import Version
 
 SNAPSHOT_FOLDER, SNAPSHOT_FILE = "online", "snapshot.json"
 GRACE_SECONDS = 10.0
@@ -44,20 +43,6 @@ class PublishResult:
     """By entity."""
     seconds: float
     """Until the switch."""
-
-
-def select(store: Path, wanted: str) -> Version:
-    """A version as users name it: `NAME@NUMBER`, or `NAME` for the latest.
-
-    Args:
-        store: Folder of the feature store.
-        wanted: The name.
-
-    Raises:
-        VersionNotFound: Lists what there is.
-        ValueError: What stands after the `@` is no number.
-    """
-    return Store(store).open(*parse_reference(wanted))
 
 
 def read_snapshot(version: Version) -> Snapshot:

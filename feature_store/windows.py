@@ -33,7 +33,8 @@ KEY = "__key"
 TIME = "__time"
 
 _NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
-_PER_SECOND = 10**9
+PER_SECOND = _NANOSECONDS["s"]
+"""Nanoseconds: times in `TIME` columns are in these."""
 _FIRST, _LAST = -(2**63), 2**63 - 1
 _LARGEST_FLOAT = float(2**63 - 1024)  # the last float64 that an int64 can hold
 
@@ -152,7 +153,7 @@ class Past:
     def since(self, window: str | None) -> np.ndarray:
         """Per query, the first event that lies in the window."""
         if window not in self._since:
-            length = seconds_of(str(window)) * _PER_SECOND
+            length = seconds_of(str(window)) * PER_SECOND
             # Times so early that the window begins before the first of all.
             oldest = np.where(self.asked < _FIRST + length, _FIRST, self.asked - length)
             self._since[window] = _search(self.times, self.begin, self.end, oldest, _before)
@@ -191,7 +192,7 @@ def _column(aggregate: Aggregate, past: Past, events: pl.DataFrame) -> pl.Series
     place = past.latest(_enters(aggregate.where, past, events), aggregate.window)
     gone = pl.Series(past.asked) - pl.Series(past.times).gather(place)
     # Polars divides by a number as it multiplies by its reciprocal, sometimes: 15 s were not 15.0.
-    seconds = pl.Series(gone.fill_null(0).to_numpy() / _PER_SECOND)
+    seconds = pl.Series(gone.fill_null(0).to_numpy() / PER_SECOND)
     return seconds.set(gone.is_null(), None)
 
 

@@ -27,6 +27,7 @@ from feature_store.features import (
 from feature_store.features import Sequence as SequenceFeature
 from feature_store.windows import (
     KEY,
+    PER_SECOND,
     TIME,
     flag,
     nanoseconds,
@@ -53,7 +54,6 @@ SHOWN_REJECTED = 3
 """Events whose reasons are told where there are too many to go on."""
 
 _PART, _PLACE = "__part", "__place"
-_PER_SECOND = 10**9
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _usable(
     no_key = row_key(config.by, schema[config.by]) == MISSING_ID
     late = pl.lit(False)
     if config.horizon is not None and newest is not None:
-        last = min(newest + seconds_of(config.horizon) * _PER_SECOND, 2**63 - 1)
+        last = min(newest + seconds_of(config.horizon) * PER_SECOND, 2**63 - 1)
         late = (time > last).fill_null(False)
     bad = {"no key": no_key, "no time": time.is_null() & ~no_key, "late": late & ~no_key}
     facts = table.frame.select(

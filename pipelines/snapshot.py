@@ -44,7 +44,7 @@ from feature_store.online_store import (
     StoredWindows,
 )
 from feature_store.publishing import SNAPSHOT_FILE
-from feature_store.windows import KEY, TIME, nanoseconds
+from feature_store.windows import KEY, PER_SECOND, TIME, nanoseconds
 from pipelines.events import Known
 from pipelines.sources import Source
 
@@ -52,7 +52,6 @@ PART_ROWS = 1 << 21
 """Rows in memory at a time, about."""
 
 _ORDER, _PART = "__order", "__part"
-_PER_SECOND = 10**9
 
 
 @dataclass(frozen=True)
@@ -256,7 +255,7 @@ class _Entity:
             longest = known.windows.longest_seconds
             if longest is not None and newest is not None:
                 # Rows to come are not older than the newest: what left their windows is not needed.
-                kept = kept.filter(pl.col(TIME) >= newest - longest * _PER_SECOND)
+                kept = kept.filter(pl.col(TIME) >= newest - longest * PER_SECOND)
             if known.windows.names:
                 events = _Parts(kept, self.num_bits, work / f"events-{number}")
                 self.gathered.append((events, self._of_windows(number, known)))
@@ -468,5 +467,5 @@ def _newest(
 def _as_of(newest: int | None) -> datetime:
     """When the newest row was; where the rows do not tell it, now."""
     now = datetime.now(UTC)
-    found = now if newest is None else datetime.fromtimestamp(newest // _PER_SECOND, UTC)
+    found = now if newest is None else datetime.fromtimestamp(newest // PER_SECOND, UTC)
     return min(found, now)

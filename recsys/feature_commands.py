@@ -41,10 +41,12 @@ def publish_version(
 ) -> None:
     """Write the latest values by key into an online store, and switch to them in one step."""
     from feature_store.online import open_store
-    from feature_store.publishing import publish, select
+    from feature_store.publishing import publish
+    from feature_store.store import Store
+    from feature_store.version import parse_reference
     from recsys import console, feature_summary
 
-    opened = select(store, version)
+    opened = Store(store).open(*parse_reference(version))
     place = target if target is not None else f"online/{opened.name}"
     with console.Reporter() as report:
         result = publish(
@@ -226,11 +228,12 @@ def rank_features(
     as_json: AsJson = False,
 ) -> None:
     """Order a version's features by what they tell."""
-    from feature_store.publishing import select
+    from feature_store.store import Store
+    from feature_store.version import parse_reference
     from pipelines import ranking
     from recsys import console, feature_summary
 
-    opened = select(store, version)
+    opened = Store(store).open(*parse_reference(version))
     with console.Reporter() as report:
 
         def told(stage: str, done: int, total: int | None) -> None:

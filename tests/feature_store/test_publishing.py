@@ -8,8 +8,9 @@ from support import online
 from feature_store.online_lmdb import LmdbStore
 from feature_store.online_store import OnlineStoreError
 from feature_store.packing import RowPacking
-from feature_store.publishing import publish, read_snapshot, select
-from feature_store.version import Version, VersionNotFound
+from feature_store.publishing import publish, read_snapshot
+from feature_store.store import Store
+from feature_store.version import Version, VersionNotFound, parse_reference
 from recsys import cli
 
 
@@ -52,7 +53,7 @@ def test_the_command_publishes_all_keys_and_says_how_to_serve_them(
 )
 def test_a_version_that_is_not_there_is_named(version, wanted, error, message) -> None:
     with pytest.raises(error, match=message):
-        select(version.path.parent, wanted)
+        Store(version.path.parent).open(*parse_reference(wanted))
 
 
 def truncated(path: Path) -> None:
